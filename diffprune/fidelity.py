@@ -8,6 +8,7 @@ __all__ = ['MeanStd', 'kernel_distance', 'inception_score']
 # %% ../nbs/31_fidelity.ipynb #cell-2
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
@@ -21,6 +22,8 @@ class MeanStd(NamedTuple):
     std:float # standard deviation over the subsets; not a standard error
 
 # %% ../nbs/31_fidelity.ipynb #cell-6
+def _tensor(X): return torch.from_numpy(np.require(X, requirements="W"))  # PyTorch warns of read-only memory maps, and NumPy copies them here
+
 def kernel_distance(
     generated, # generated features (N, d)
     real, # real features (M, d)
@@ -32,7 +35,7 @@ def kernel_distance(
     generated, real = check_feature_pair(generated, real)
     if not 2 <= subset_size <= min(len(generated), len(real)) or n_subsets < 1:
         raise ValueError(f"subset_size must lie in [2, {min(len(generated), len(real))}], the smaller set, and n_subsets be positive, got {subset_size} and {n_subsets}")
-    out = kid_features_to_metric(torch.as_tensor(generated), torch.as_tensor(real), kid_subsets=n_subsets,
+    out = kid_features_to_metric(_tensor(generated), _tensor(real), kid_subsets=n_subsets,
                                  kid_subset_size=subset_size, rng_seed=random_state, verbose=False)
     return MeanStd(out["kernel_inception_distance_mean"], out["kernel_inception_distance_std"])
 
@@ -46,5 +49,5 @@ def inception_score(
     logits = check_features(logits, "logits", 1)
     if not 1 <= splits <= len(logits):
         raise ValueError(f"splits must lie in [1, {len(logits)}], the number of images, got {splits}")
-    out = isc_features_to_metric(torch.as_tensor(logits), splits, shuffle=True, rng_seed=random_state)
+    out = isc_features_to_metric(_tensor(logits), splits, shuffle=True, rng_seed=random_state)
     return MeanStd(out["inception_score_mean"], out["inception_score_std"])

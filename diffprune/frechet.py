@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FeatureStats', 'warn_if_singular', 'feature_stats', 'save_stats', 'load_stats', 'psd_factor', 'trace_sqrt_product',
-           'frechet_from_few', 'frechet_distance', 'FDInfinity', 'fd_infinity']
+           'frechet_from_few', 'frechet_few_to_stats', 'frechet_distance', 'FDInfinity', 'fd_infinity']
 
 # %% ../nbs/30_frechet.ipynb #cell-2
 import warnings
@@ -49,12 +49,12 @@ def feature_stats(
     n, d = X.shape
     warn_if_singular(n, d)
     starts = range(0, n, block)
-    mean = sum(X[i:i + block].sum(0, dtype=np.float64) for i in starts) / n
+    centre = sum(X[i:i + block].sum(0, dtype=np.float64) for i in starts) / n
     cov = np.zeros((d, d))
     for i in tqdm(starts, desc="covariance", disable=not progress):
-        centred = X[i:i + block] - mean
+        centred = X[i:i + block] - centre
         cov += centred.T @ centred
-    return FeatureStats(mean, cov / (n - 1), n)
+    return FeatureStats(X.mean(0).astype(np.float64), cov / (n - 1), n)
 
 # %% ../nbs/30_frechet.ipynb #cell-14
 def save_stats(
@@ -102,11 +102,23 @@ def frechet_from_few(
     Y:np.ndarray, # features (n_2, d)
 )->float:
     "Return the Fréchet distance of two sets straight from the features: the same number, cheaper when n_1 < d or n_2 < d."
-    means, factors = zip(*((A.mean(0, dtype=np.float64), (A - A.mean(0, dtype=np.float64)) / np.sqrt(len(A) - 1)) for A in (X, Y)))
+    means, factors = zip(*((A.mean(0).astype(np.float64), (A - A.mean(0, dtype=np.float64)) / np.sqrt(len(A) - 1)) for A in (X, Y)))
     nuclear = linalg.svdvals(factors[0] @ factors[1].T, overwrite_a=True, check_finite=False).sum()
     return float(np.sum((means[0] - means[1])**2) + sum(np.sum(f * f) for f in factors) - 2 * nuclear)
 
 # %% ../nbs/30_frechet.ipynb #cell-27
+def frechet_few_to_stats(
+    X:np.ndarray, # features (n_1, d)
+    real:FeatureStats, # statistics of the real features
+)->float:
+    "Return the Fréchet distance of a set to given statistics: the same number, cheaper when n_1 < d."
+    mean = X.mean(0).astype(np.float64)
+    factor = (X - X.mean(0, dtype=np.float64)) / np.sqrt(len(X) - 1)
+    L, singular = linalg.lapack.dpotrf(real.cov, lower=True, clean=True)
+    nuclear = linalg.svdvals(factor @ (psd_factor(real.cov) if singular else L), overwrite_a=True, check_finite=False).sum()
+    return float(np.sum((mean - real.mean)**2) + np.sum(factor * factor) + np.trace(real.cov) - 2 * nuclear)
+
+# %% ../nbs/30_frechet.ipynb #cell-29
 def frechet_distance(
     generated, # generated features (N, d), or their `FeatureStats`
     real, # real features (M, d), or their `FeatureStats`
@@ -117,13 +129,18 @@ def frechet_distance(
         if len(generated) <= generated.shape[1] and len(real) <= real.shape[1]:
             warn_if_singular(min(len(generated), len(real)), real.shape[1])
             return max(0.0, frechet_from_few(generated, real))
+    if not isinstance(generated, FeatureStats) and isinstance(real, FeatureStats):
+        generated = check_features(generated, "generated features")
+        if len(generated) <= len(real.mean) == generated.shape[1]:
+            warn_if_singular(len(generated), len(real.mean), "generated features")
+            return max(0.0, frechet_few_to_stats(generated, real))
     a, b = (s if isinstance(s, FeatureStats) else feature_stats(s) for s in (generated, real))
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"generated and real statistics must have one dimension, got {len(a.mean)} and {len(b.mean)}: do they come from one backbone?")
     trace = trace_sqrt_product(a.cov, b.cov)
     return max(0.0, float(np.sum((a.mean - b.mean)**2) + np.trace(a.cov) + np.trace(b.cov) - 2 * trace))
 
-# %% ../nbs/30_frechet.ipynb #cell-37
+# %% ../nbs/30_frechet.ipynb #cell-39
 @dataclass(frozen=True)
 class FDInfinity:
     "A Fréchet distance extrapolated to infinitely many generated samples."
@@ -132,7 +149,7 @@ class FDInfinity:
     sizes:np.ndarray # numbers of samples that were used (n_points,)
     distances:np.ndarray # Fréchet distances at these sizes (n_points,)
 
-# %% ../nbs/30_frechet.ipynb #cell-39
+# %% ../nbs/30_frechet.ipynb #cell-41
 def fd_infinity(
     generated, # generated features (N, d), N > d
     real, # real features (M, d), or their `FeatureStats`

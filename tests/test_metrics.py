@@ -81,11 +81,10 @@ def test_dimensions_must_agree():
 # Fréchet distance
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("n, d", [(3000, 64), (2000, 256)])
+@pytest.mark.parametrize("n, d", [(3000, 64), (2000, 256), (40_000, 32)])
 def test_frechet_equals_torch_fidelity(n, d, dtype):
     a, b = relu_features(n, d, 0, 0.1, dtype), relu_features(n, d, 1, dtype=dtype)
     stats = [fid_features_to_statistics(torch.from_numpy(x)) for x in (a, b)]
-    stats = [{k: v.astype(np.float64) for k, v in s.items()} for s in stats]
     assert frechet_distance(a, b) == pytest.approx(fid_statistics_to_metric(*stats, verbose=False)["frechet_inception_distance"], rel=1e-6)
 
 
