@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 from vector_quantize_pytorch import VectorQuantize
+
+from .store import create_array
 
 # %% ../nbs/01_vqvae.ipynb #cell-6
 def to_float(
@@ -107,7 +110,25 @@ def make_decoder(
         layers += [ResBlock(w, w) for _ in range(cfg.n_res_blocks)]
     return nn.Sequential(*layers, _norm(w), nn.SiLU(), nn.Conv2d(w, cfg.image_channels, 3, padding=1))
 
-# %% ../nbs/01_vqvae.ipynb #cell-22
+# %% ../nbs/01_vqvae.ipynb #cell-23
+def _world(): return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+def _add_up(x):
+    "Add a tensor over all processes, in place."
+    if _world() > 1: dist.all_reduce(x)
+
+def _whole_batch(x):
+    "The rows of all W processes, of which process r holds rows r, r + W, r + 2 W, ... of the batch."
+    if (world := _world()) == 1: return x
+    n = [torch.zeros(1, dtype=torch.long, device=x.device) for _ in range(world)]
+    dist.all_gather(n, torch.tensor([len(x)], device=x.device))
+    n = [int(v) for v in n]
+    padded = torch.cat([x, x.new_zeros(max(n) - len(x), *x.shape[1:])]).contiguous()
+    parts = [torch.empty_like(padded) for _ in n]
+    dist.all_gather(parts, padded)
+    return torch.stack(parts, 1).flatten(0, 1)[:sum(n)]
+
+# %% ../nbs/01_vqvae.ipynb #cell-24
 class VQVAE(nn.Module):
     "Convolutional autoencoder with a vector quantiser between its halves."
     def __init__(self,
@@ -116,13 +137,14 @@ class VQVAE(nn.Module):
         super().__init__()
         self.cfg, self.encoder, self.decoder = cfg, make_encoder(cfg), make_decoder(cfg)
         self.vq = VectorQuantize(cfg.latent_channels, cfg.codebook_size, decay=cfg.ema_decay, kmeans_init=True, rotation_trick=False,
-                                 threshold_ema_dead_code=cfg.dead_code_threshold, accept_image_fmap=True, commitment_weight=0.)
+                                 threshold_ema_dead_code=cfg.dead_code_threshold, accept_image_fmap=True, commitment_weight=0., sync_codebook=False)
+        self.vq._codebook.all_reduce_fn, self.vq._codebook.has_dead_code_replacement = _add_up, False  # see `_update_codebook`
         self.register_buffer("n_updates", torch.zeros((), dtype=torch.long))
 
     @property
     def codebook(self): return self.vq.codebook
 
-# %% ../nbs/01_vqvae.ipynb #cell-24
+# %% ../nbs/01_vqvae.ipynb #cell-26
 @patch
 def encode(self:VQVAE,
     x:Tensor # images (B, 3, H, W) in [-1, 1]
@@ -132,19 +154,23 @@ def encode(self:VQVAE,
     if x.shape[-2] % f or x.shape[-1] % f: raise ValueError(f"image height and width must be divisible by {f}, got {tuple(x.shape[-2:])}")
     return self.encoder(x)
 
-# %% ../nbs/01_vqvae.ipynb #cell-26
+# %% ../nbs/01_vqvae.ipynb #cell-28
 @patch
 @torch.compiler.disable
 def _update_codebook(self:VQVAE, z):
-    "Quantise with straight-through gradient and update the codebook, reproducibly."
-    devices = [z.device] if z.device.type == "cuda" else []
+    "Quantise with straight-through gradient and update the codebook, reproducibly and the same in all processes."
+    devices, codebook = [z.device] if z.device.type == "cuda" else [], self.vq._codebook
+    vectors = lambda: _whole_batch(z.detach().float()).flatten(2).mT.flatten(0, 1)[None]   # (1, B h w, C)
     with torch.random.fork_rng(devices=devices), torch.autocast(z.device.type, enabled=False):
         torch.manual_seed(self.n_updates.item())
+        if not codebook.initted: codebook.init_embed_(vectors())
         z_q, indices, _ = self.vq(z.float())
+        dead = codebook.cluster_size < self.cfg.dead_code_threshold
+        if dead.any(): codebook.replace(vectors(), dead)
     self.n_updates += 1
     return z_q, indices
 
-# %% ../nbs/01_vqvae.ipynb #cell-28
+# %% ../nbs/01_vqvae.ipynb #cell-30
 @patch
 def _nearest_code(self:VQVAE, z):
     "The nearest code of every place, without gradient."
@@ -153,7 +179,7 @@ def _nearest_code(self:VQVAE, z):
     indices = torch.cat([torch.cdist(part, self.codebook).argmin(1) for part in flat.split(8192)])
     return self.codebook[indices].view(b, h, w, c).permute(0, 3, 1, 2), indices.view(b, h, w)
 
-# %% ../nbs/01_vqvae.ipynb #cell-29
+# %% ../nbs/01_vqvae.ipynb #cell-31
 @patch
 def quantize(self:VQVAE,
     z:Tensor # (B, C, h, w)
@@ -162,7 +188,7 @@ def quantize(self:VQVAE,
     z_q, indices = self._update_codebook(z) if self.training else self._nearest_code(z)
     return z_q, indices, F.mse_loss(z.float(), z_q.detach())
 
-# %% ../nbs/01_vqvae.ipynb #cell-30
+# %% ../nbs/01_vqvae.ipynb #cell-32
 @patch
 def decode(self:VQVAE,
     z:Tensor, # (B, C, h, w): what `encode` gives, or samples of the diffusion model
@@ -171,7 +197,7 @@ def decode(self:VQVAE,
     "Images of latents. Never updates the codebook."
     return self.decoder(self._nearest_code(z)[0].to(z.dtype) if quantize else z)
 
-# %% ../nbs/01_vqvae.ipynb #cell-31
+# %% ../nbs/01_vqvae.ipynb #cell-33
 class VQVAEOutput(NamedTuple):
     "What a forward pass gives."
     reconstruction:Tensor # (B, 3, H, W)
@@ -186,16 +212,17 @@ def forward(self:VQVAE,
     z_q, indices, commitment = self.quantize(self.encode(x))
     return VQVAEOutput(self.decoder(z_q), indices, commitment)
 
-# %% ../nbs/01_vqvae.ipynb #cell-33
+# %% ../nbs/01_vqvae.ipynb #cell-35
 def perplexity(
     indices:Tensor, # integers in [0, codebook_size), any shape
     codebook_size:int # K
 )->Tensor: # scalar in [1, K]
     "Effective number of codes in use."
-    p = torch.bincount(indices.flatten(), minlength=codebook_size).float() / indices.numel()
-    return torch.special.entr(p).sum().exp()
+    return _effective_number(torch.bincount(indices.flatten(), minlength=codebook_size))
 
-# %% ../nbs/01_vqvae.ipynb #cell-36
+def _effective_number(counts): return torch.special.entr(counts.float() / counts.sum()).sum().exp()
+
+# %% ../nbs/01_vqvae.ipynb #cell-38
 def vqvae_loss(
     model:nn.Module, # a `VQVAE`, perhaps wrapped for several devices
     batch:dict[str, Tensor], # "image": (B, 3, H, W) in [-1, 1]
@@ -204,10 +231,12 @@ def vqvae_loss(
     "Reconstruction error plus weighted commitment loss (van den Oord et al. 2017, Eq. 3)."
     out, cfg = model(batch["image"]), getattr(model, "module", model).cfg
     reconstruction = F.mse_loss(out.reconstruction.float(), batch["image"].float())
-    logs = dict(reconstruction=reconstruction.detach(), commitment=out.commitment_loss.detach(), perplexity=perplexity(out.indices, cfg.codebook_size))
+    counts = torch.bincount(out.indices.flatten(), minlength=cfg.codebook_size)
+    if model.training: _add_up(counts)
+    logs = dict(reconstruction=reconstruction.detach(), commitment=out.commitment_loss.detach(), perplexity=_effective_number(counts))
     return reconstruction + cfg.commitment_weight * out.commitment_loss, logs
 
-# %% ../nbs/01_vqvae.ipynb #cell-53
+# %% ../nbs/01_vqvae.ipynb #cell-55
 @torch.no_grad()
 def encode_images(
     model:VQVAE, # trained autoencoder
@@ -221,7 +250,7 @@ def encode_images(
     out, was_training, n = Path(out), model.training, len(images)
     part, f = out.with_name(f".{out.name}.{os.getpid()}.part"), model.cfg.downsample
     shape = (n, model.cfg.latent_channels, images.shape[2] // f, images.shape[3] // f)
-    latents = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
+    latents = create_array(part, np.float32, shape)
     model.eval()
     try:
         for i in tqdm(range(0, n, batch_size), disable=not progress, desc="encoding", leave=False):
@@ -233,7 +262,7 @@ def encode_images(
         part.unlink(missing_ok=True)
     return np.load(out, mmap_mode="r", allow_pickle=False)
 
-# %% ../nbs/01_vqvae.ipynb #cell-57
+# %% ../nbs/01_vqvae.ipynb #cell-59
 @torch.no_grad()
 def decode_latents(
     model:VQVAE, # trained autoencoder
@@ -252,7 +281,7 @@ def decode_latents(
     side = [s * model.cfg.downsample for s in latents.shape[2:]]
     return np.concatenate(parts) if parts else np.empty((0, model.cfg.image_channels, *side), dtype=np.uint8)
 
-# %% ../nbs/01_vqvae.ipynb #cell-61
+# %% ../nbs/01_vqvae.ipynb #cell-63
 @dataclass(frozen=True)
 class LatentNorm:
     "Mean and standard deviation of each latent channel; `dataclasses.asdict` gives JSON."
@@ -265,7 +294,7 @@ class LatentNorm:
             raise ValueError(f"mean must be finite and std positive, got mean={self.mean}, std={self.std}")
         for name in ("mean", "std"): object.__setattr__(self, name, tuple(float(v) for v in getattr(self, name)))
 
-# %% ../nbs/01_vqvae.ipynb #cell-62
+# %% ../nbs/01_vqvae.ipynb #cell-64
 def _per_channel(values, like):
     "`values` (C,) shaped (C, 1, 1), of the kind, type and device of `like` (N, C, h, w)."
     if torch.is_tensor(like): return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
@@ -285,7 +314,7 @@ def denormalize(self:LatentNorm,
     "Undo `normalize`."
     return z * _per_channel(self.std, z) + _per_channel(self.mean, z)
 
-# %% ../nbs/01_vqvae.ipynb #cell-64
+# %% ../nbs/01_vqvae.ipynb #cell-66
 @patch(cls_method=True)
 def fit(cls:LatentNorm,
     latents:np.ndarray, # (N, C, h, w), may be memory-mapped
