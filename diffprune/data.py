@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from .decode import open_images, to_array
 from .split import hash_order, largest_remainder, stratified_split  # noqa: F401 - splitting is part of this interface
+from .lineage import code_version
 from .store import Artifact, Key, Store, save_json
 
 # %% ../nbs/10_data.ipynb #cell-5
@@ -306,7 +307,8 @@ def load_dataset(
         raise ValueError("a DataConfig has its choices made: give image_size, root and options to dataset_config")
     config, store = dataset_config(name, image_size, root, **options), store or Store()
     make = lambda folder: config.spec.make(BuildTask(config, split, folder, progress, workers))
-    artifact = store.build("images", config.settings(split), {}, make, version=config.spec.version, resumable=config.spec.resumable)
+    artifact = store.build("images", config.settings(split), {}, make, version=config.spec.version, resumable=config.spec.resumable,
+                           facts=dict(device="cpu", code=code_version(config.spec.make)))
     samples = pd.read_parquet(artifact.path/"samples.parquet")
     attributes = samples.drop(columns=["id", "label"])
     return ImageDataset(artifact.array("images"), samples["id"], samples["label"], artifact.json("dataset")["classes"],

@@ -1,0 +1,93 @@
+"""Estimates: their arithmetic, what they do without data, memory or weights. (How good they are: benchmarks/plan.)"""
+import math
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+import torch
+
+from diffprune import costs
+from diffprune.costs import Counts, Machine, cost_of, layers_to_time, seconds_by_batch, time_dit
+from diffprune.study import Study, plan_summary
+from diffprune.train import TrainConfig
+
+SHORT = {"train.steps": 12, "vqvae_train.steps": 8}
+
+
+def stage(kind, inputs=None, **settings): return SimpleNamespace(kind=kind, settings=settings, inputs=inputs or {})
+
+
+def test_plan_with_estimate_of_a_small_study(fresh_store):
+    study = Study("digits", "smoke", ["random", "el2n"], [0.5], metrics_backbone="pixels", overrides=SHORT, store=fresh_store, device="cpu", workers=1)
+    plan = study.plan(estimate=True, progress=False)
+    assert plan.device_hours.gt(0).all() and plan.gib.gt(0).all() and not plan.cached.any()
+    assert fresh_store.artifacts() == []  # nothing was made
+    study.run(progress=False)
+    after = study.plan(estimate=True, progress=False)
+    assert after.cached.all() and after[["device_hours", "gib", "working_gib"]].eq(0).all().all()
+    total = plan_summary(after).loc["total"]
+    assert total.device_hours == 0 and total.in_store == total.stages == len(after)
+
+
+def test_plan_for_data_that_are_not_here(fresh_store, monkeypatch):
+    monkeypatch.delenv("DIFFPRUNE_DATA", raising=False)
+    small = {"dit": "DiT-N/2", "vqvae.base_channels": 8, "vqvae.n_res_blocks": 1}
+    study = Study("imagenet", "paper", ["random"], [0.9], metrics_backbone="pixels", overrides=small, store=fresh_store, device="cpu", workers=1)
+    plan = study.plan(estimate=True, progress=False)
+    assert plan.hash.isna().all() and not plan.cached.any()
+    images = plan[plan.kind == "images"].gib.sum() * 2**30
+    assert images == pytest.approx((1_281_167 + 50_000) * 3 * 256**2, rel=0.01)
+    assert plan_summary(plan).loc["total", "unknown"] == 0
+
+
+def test_unknown_counts_are_not_guessed(fresh_store, tmp_path):
+    study = Study(f"folder:{tmp_path}/nowhere", "smoke", ["random"], [0.5], metrics_backbone="pixels", overrides=SHORT, store=fresh_store, device="cpu", workers=1)
+    plan = study.plan(estimate=True, progress=False).set_index("kind")
+    assert math.isnan(plan.loc["latents", "device_hours"]) and "unknown" in plan.loc["latents", "note"]
+    assert plan.loc["vqvae", "device_hours"] > 0  # its steps are known
+    assert plan_summary(plan.reset_index()).loc["total", "unknown"] > 0
+
+
+def test_shortened_model_costs_about_the_same():
+    arch, train = dict(name="DiT-T/2", input_size=8, in_channels=4, num_classes=0), asdict(TrainConfig(batch_size=8))
+    whole = time_dit(arch, train, budget=0.3, gradients=False)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(costs, "layers_to_time", lambda *a: (2, layers_to_time(*a)[1]))
+        short = time_dit(arch, train, budget=0.3, gradients=False)
+    assert "layers timed" in short["layers"] and short["parameters"] == whole["parameters"]
+    step = lambda t: t["step"][0] + 8 * t["step"][1]
+    assert 0.2 < step(short) / step(whole) < 5
+
+
+def test_batch_that_does_not_fit_is_made_smaller():
+    tried = []
+
+    def call(b):
+        tried.append(b)
+        if b > 10: raise torch.OutOfMemoryError
+    a, c = seconds_by_batch(call, 64, 0.05)
+    assert min(b for b in tried if b > 1) <= 10 and a >= 0 and c >= 0
+
+
+def test_guidance_doubles_sampling_and_heun_too(monkeypatch):
+    machine = Machine(Counts(100, 10, 10, "test"), 16)
+    monkeypatch.setattr(Machine, "vqvae", lambda self, s: dict(latent_shape=[4, 4, 4], decode=0.0))
+    monkeypatch.setattr(Machine, "dit", lambda self, s, shape: dict(forward=0.01, layers=""))
+    latents = stage("latents", dict(vqvae=stage("vqvae")))
+    cost = lambda **kw: cost_of(stage("samples", dict(model=stage("model"), latents=latents, vqvae=stage("vqvae")),
+                                      **{**dict(n_samples=10, n_steps=20, method="euler", cfg_scale=1.0), **kw}), machine).seconds - costs.OVERHEAD["seconds"]
+    assert cost() == pytest.approx(2.0)
+    assert cost(cfg_scale=2.0) == cost(method="heun") == pytest.approx(4.0)
+
+
+def test_every_kind_of_stage_has_a_rule(fresh_store):
+    study = Study("digits", "smoke", ["random", "moso", "el2n", "cluster_pixels"], [0.5], overrides=SHORT, store=fresh_store, device="cpu", workers=1)
+    assert {s.kind for s in study.stages().values()} <= costs.RULES.keys()
+
+
+def test_summary_counts_unknown():
+    plan = pd.DataFrame(dict(kind=["a", "a", "b"], hash=list("xyz"), cached=[True, False, False], device_hours=[0.0, 2.0, math.nan],
+                             gib=[0.0, 1.0, math.nan], working_gib=[0.0, 3.0, 0.0], note=["", "", "who knows"]))
+    found = plan_summary(plan)
+    assert found.loc["total", ["stages", "in_store", "device_hours", "gib", "unknown", "working_gib"]].tolist() == [3, 1, 2.0, 1.0, 1, 3.0]
