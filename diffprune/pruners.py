@@ -20,7 +20,7 @@ from .transport_pruner import TransportPruner
 
 # %% ../nbs/28_pruners.ipynb #cell-6
 PRUNERS = dict(random=("any", RandomPruner), monotonicity=("scores", ScorePruner), el2n=("scores", ScorePruner), grand=("scores", ScorePruner),
-               moso=("scores", ScorePruner), uncertainty=("losses", UncertaintyPruner), interval=("scores", IntervalPruner),
+               moso=("scores", ScorePruner), dtrak=("scores", ScorePruner), uncertainty=("losses", UncertaintyPruner), interval=("scores", IntervalPruner),
                coverage=("scores", CoveragePruner), cluster=("features", ClusterPruner), balanced=("features", ClusterPruner),
                prototypes=("features", PrototypePruner), density=("features", DensityPruner), semdedup=("features", SemDeDupPruner),
                kcenter=("features", KCenterPruner), herding=("features", HerdingPruner), moderate=("features", ModeratePruner),

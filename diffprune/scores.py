@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['ProbeGrid', 'stratified_times', 'ProbeSet', 'probe_losses', 'probe_norms', 'mean_gradient', 'leave_one_out',
-           'probe_moso', 'surrogate_folds', 'epoch_ends', 'Recorder', 'normalise_times', 'split_half_reliability',
-           'Scores', 'monotonicity_scores', 'el2n_scores', 'grand_scores', 'moso_scores']
+           'probe_moso', 'surrogate_folds', 'probe_projections', 'influences', 'epoch_ends', 'Recorder',
+           'normalise_times', 'split_half_reliability', 'Scores', 'monotonicity_scores', 'el2n_scores', 'grand_scores',
+           'moso_scores', 'dtrak_scores']
 
 # %% ../nbs/22_scores.ipynb #cell-3
 import copy
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from .data import hash_order
 from .flow import flow_matching_loss, sample_noise
-from .gradients import plain_attention, sample_gradients
+from .gradients import CompiledGradients, plain_attention, sample_gradients, sample_projections
+from .influence import mean_influence, output_energy, random_directions
 from .store import load_array, save_array
 
 # %% ../nbs/22_scores.ipynb #cell-6
@@ -79,6 +81,12 @@ class ProbeSet:
 
     def __len__(self): return len(self.latents)
 
+    def part(self,
+        rows:slice
+    )->"ProbeSet":
+        "Some of the samples, for a process that scores only those."
+        return ProbeSet(self.latents[rows], self.ids[rows], None if self.labels is None else self.labels[rows])
+
 # %% ../nbs/22_scores.ipynb #cell-13
 def _batches(samples, grid, draw, batch_size, device)->Iterator[tuple[slice, dict]]:
     "Arguments of `flow_matching_loss`, batch by batch, for one draw."
@@ -120,11 +128,19 @@ def probe_losses(
 
 # %% ../nbs/22_scores.ipynb #cell-18
 def _finite(values, what):
-    bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1))
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
     if len(bad): raise ValueError(f"{what} of {len(bad)} samples are NaN or infinite, the first at position {bad[0]}: the model has diverged or a latent is bad")
     return values
 
-# %% ../nbs/22_scores.ipynb #cell-23
+# %% ../nbs/22_scores.ipynb #cell-24
+def _gradients(watched, call, batch_size, compiled):
+    "A function of (arguments of `flow_matching_loss`, direction or None) that gives `SampleGradients`."
+    losses = lambda args: flow_matching_loss(call, **args)
+    plain = lambda args, direction=None: sample_gradients(watched, lambda: losses(args), direction)
+    fused = CompiledGradients(watched, losses)
+    return lambda args, direction=None: (fused if compiled and len(args["t"]) == batch_size else plain)(args, direction)
+
+# %% ../nbs/22_scores.ipynb #cell-25
 def probe_norms(
     model:nn.Module, # velocity model, on `device`
     samples:ProbeSet, # what to score
@@ -132,35 +148,37 @@ def probe_norms(
     batch_size:int=64, # samples at a time
     device:torch.device|str="cpu",
     dtype:torch.dtype|None=None, # precision of the model; None = as it is
-    progress:bool=True # show a bar
+    progress:bool=True, # show a bar
+    compiled:bool=False # compile the pass: for many batches
 )->tuple[np.ndarray, np.ndarray]: # losses and gradient norms, float32 (N, D)
     "Loss and exact gradient norm over all trainable parameters of every sample at every draw (Paul et al. 2021, Def. 2.1). Raises `ValueError` if one is NaN or infinite."
     watched, call = _in_dtype(model, dtype)
-    losses, norms = np.empty((2, len(samples), len(grid)), dtype=np.float32)
+    gradients, (losses, norms) = _gradients(watched, call, batch_size, compiled), np.empty((2, len(samples), len(grid)), dtype=np.float32)
     for d in tqdm(range(len(grid)), disable=not progress, desc="gradient norms", leave=False):
         for rows, args in _batches(samples, grid, d, batch_size, device):
-            found = sample_gradients(watched, lambda: flow_matching_loss(call, **args))
+            found = gradients(args)
             losses[rows, d], norms[rows, d] = found.loss.cpu(), found.norm.cpu()
     return _finite(losses, "losses"), _finite(norms, "gradient norms")
 
-# %% ../nbs/22_scores.ipynb #cell-27
+# %% ../nbs/22_scores.ipynb #cell-29
 def mean_gradient(
     model:nn.Module, # velocity model, on `device`
     samples:ProbeSet, # what to average over
     grid:ProbeGrid, # times and noises
     draw:int, # which draw of the grid
     batch_size:int=64, # samples at a time
-    device:torch.device|str="cpu"
+    device:torch.device|str="cpu",
+    n:int|None=None # divide the sum by this number, where `samples` is a part of a larger set
 )->dict[str, Tensor]: # name of each trainable parameter -> its mean gradient
     "The gradient of the mean loss over all samples at one draw."
     params = {n: p for n, p in model.named_parameters() if p.requires_grad}
     total = {n: torch.zeros_like(p) for n, p in params.items()}
     for _, args in _batches(samples, grid, draw, batch_size, device):
-        with torch.enable_grad(): loss = flow_matching_loss(model.forward, **args).sum() / len(samples)
+        with torch.enable_grad(): loss = flow_matching_loss(model.forward, **args).sum() / (len(samples) if n is None else n)
         for v, g in zip(total.values(), torch.autograd.grad(loss, list(params.values()))): v += g
     return total
 
-# %% ../nbs/22_scores.ipynb #cell-28
+# %% ../nbs/22_scores.ipynb #cell-30
 def leave_one_out(
     dots:np.ndarray, # (N, ...) products of each gradient with the mean of all
     sq_norms:np.ndarray, # (N, ...) squared norms
@@ -170,7 +188,7 @@ def leave_one_out(
     if n < 2: raise ValueError(f"leaving one out needs at least 2 samples, got {n}")
     return (n * dots - sq_norms) / (n - 1)
 
-# %% ../nbs/22_scores.ipynb #cell-29
+# %% ../nbs/22_scores.ipynb #cell-31
 def probe_moso(
     model:nn.Module, # a surrogate at one checkpoint, on `device`
     samples:ProbeSet, # what to score
@@ -178,19 +196,23 @@ def probe_moso(
     batch_size:int=64, # samples at a time
     device:torch.device|str="cpu",
     dtype:torch.dtype|None=None, # precision of the per-sample pass; the mean gradient is taken in the model's own
-    progress:bool=True # show a bar
+    progress:bool=True, # show a bar
+    n:int|None=None, # size of the whole set, where `samples` is this process's part of it
+    add_up:Callable[[dict], dict]=lambda tensors: tensors, # adds tensors over all parts
+    compiled:bool=False # compile the pass: for many batches
 )->np.ndarray: # float32 (N, D)
     "Product of every sample's gradient with the mean gradient of the others, draw by draw (Tan et al. 2023). Raises `ValueError` if one is NaN or infinite."
     watched, call = _in_dtype(model, dtype)
+    n, gradients = len(samples) if n is None else n, _gradients(watched, call, batch_size, compiled)
     out = np.empty((len(samples), len(grid)), dtype=np.float32)
     for d in tqdm(range(len(grid)), disable=not progress, desc="MoSo", leave=False):
-        mean = mean_gradient(model, samples, grid, d, batch_size, device)
+        mean = add_up(mean_gradient(model, samples, grid, d, batch_size, device, n))
         for rows, args in _batches(samples, grid, d, batch_size, device):
-            found = sample_gradients(watched, lambda: flow_matching_loss(call, **args), mean)
-            out[rows, d] = leave_one_out(found.dot.double().cpu().numpy(), found.sq_norm.double().cpu().numpy(), len(samples))
+            found = gradients(args, mean)
+            out[rows, d] = leave_one_out(found.dot.double().cpu().numpy(), found.sq_norm.double().cpu().numpy(), n)
     return _finite(out, "MoSo products")
 
-# %% ../nbs/22_scores.ipynb #cell-33
+# %% ../nbs/22_scores.ipynb #cell-37
 def surrogate_folds(
     ids:np.ndarray, # (N,) identities
     n_folds:int, # K, surrogates
@@ -201,7 +223,34 @@ def surrogate_folds(
     order = hash_order(ids, seed)
     return [np.sort(order[k::n_folds]) for k in range(n_folds)]
 
-# %% ../nbs/22_scores.ipynb #cell-36
+# %% ../nbs/22_scores.ipynb #cell-40
+def probe_projections(
+    model:nn.Module, # velocity model, on `device`
+    samples:ProbeSet, # what to score
+    grid:ProbeGrid, # times and noises; its seed also draws the directions
+    n_directions:int=512, # P
+    batch_size:int=64, # samples at a time
+    device:torch.device|str="cpu",
+    dtype:torch.dtype|None=None, # precision of the model; None = as it is
+    progress:bool=True # show a bar
+)->np.ndarray: # float32 (N, D, P)
+    "The gradient of the squared norm of the model's output, projected on random directions, for every sample at every draw (Zheng et al. 2024). Raises `ValueError` if one is NaN or infinite."
+    watched, call = _in_dtype(model, dtype)
+    directions, out = random_directions(watched, n_directions, grid.seed), np.empty((len(samples), len(grid), n_directions), dtype=np.float32)
+    for d in tqdm(range(len(grid)), disable=not progress, desc="projected gradients", leave=False):
+        for rows, args in _batches(samples, grid, d, batch_size, device):
+            out[rows, d] = sample_projections(watched, lambda: output_energy(call, **args), directions).float().cpu()
+    return _finite(out, "projected gradients")
+
+# %% ../nbs/22_scores.ipynb #cell-41
+def influences(
+    projections:np.ndarray, # (N, D, P)
+    damping:float=1. # see `mean_influence`
+)->np.ndarray: # float64 (N, D)
+    "Influence of every sample on the mean over the set, draw by draw."
+    return np.stack([mean_influence(projections[:, d], damping) for d in range(projections.shape[1])], 1)
+
+# %% ../nbs/22_scores.ipynb #cell-44
 def epoch_ends(
     n:int, # samples
     batch_size:int, # samples per step
@@ -210,7 +259,7 @@ def epoch_ends(
     "The steps after which 1, 2, ... E epochs are complete."
     return [math.ceil(e * n / batch_size) for e in range(1, epochs + 1)]
 
-# %% ../nbs/22_scores.ipynb #cell-37
+# %% ../nbs/22_scores.ipynb #cell-45
 class Recorder:
     "Measure a model at chosen steps of its training. Give it to `Trainer` as `on_step`."
     def __init__(self,
@@ -224,14 +273,18 @@ class Recorder:
     def path(self, step): return self.folder / f"step-{step:08d}.npy"
 
     def __call__(self, trainer):
-        if trainer.step in self.steps and trainer.rank == 0 and not self.path(trainer.step).exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_array(self.path(trainer.step), self.measure(trainer.model))
+        if trainer.step in self.steps: self.record(trainer.model, self.path(trainer.step), trainer.rank)
+
+    def record(self, model, path, rank):
+        "Measure and write, unless an interrupted run has done so already; of several processes, the first one does."
+        if rank == 0 and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_array(path, self.measure(model))
 
     def load(self): # (steps, ...), raises FileNotFoundError if a step is missing
         return np.stack([load_array(self.path(s), mmap=False) for s in self.steps])
 
-# %% ../nbs/22_scores.ipynb #cell-43
+# %% ../nbs/22_scores.ipynb #cell-51
 def normalise_times(
     values:np.ndarray, # (N, D)
     times:np.ndarray # (D,) time of each draw
@@ -245,7 +298,7 @@ def normalise_times(
         if part.std() > 0: out[:, times == t] = (part - part.mean()) / part.std()
     return out
 
-# %% ../nbs/22_scores.ipynb #cell-46
+# %% ../nbs/22_scores.ipynb #cell-54
 def split_half_reliability(
     per_draw:np.ndarray, # (N, D) a score from each draw alone, normalised; the score is their mean
     times:np.ndarray, # (D,) time of each draw; each half gets half the noises of every time where that is possible
@@ -265,7 +318,7 @@ def split_half_reliability(
     r = float(np.mean(found))
     return max(2 * r / (1 + r), -1.) if r > -1 else -1.
 
-# %% ../nbs/22_scores.ipynb #cell-49
+# %% ../nbs/22_scores.ipynb #cell-57
 @dataclass(frozen=True)
 class Scores:
     "A score for each sample, and how far it can be trusted."
@@ -278,7 +331,7 @@ class Scores:
 
 def _scores(per_draw, times): return Scores(per_draw.mean(1), per_draw, np.asarray(times))
 
-# %% ../nbs/22_scores.ipynb #cell-51
+# %% ../nbs/22_scores.ipynb #cell-59
 def monotonicity_scores(
     losses:np.ndarray, # (E, N, D) recorded losses, at least two epochs
     times:np.ndarray # (D,) time of each draw
@@ -288,7 +341,7 @@ def monotonicity_scores(
     _finite(np.swapaxes(losses, 0, 1), "losses")
     return _scores((np.diff(losses, axis=0) > 0).sum(0).astype(np.float64), times)
 
-# %% ../nbs/22_scores.ipynb #cell-52
+# %% ../nbs/22_scores.ipynb #cell-60
 def el2n_scores(
     losses:np.ndarray, # (E, N, D) recorded losses; the last epoch counts
     times:np.ndarray # (D,) time of each draw
@@ -297,7 +350,7 @@ def el2n_scores(
     if np.ndim(losses) != 3: raise ValueError(f"losses must be (epochs, samples, draws), got {np.shape(losses)}")
     return _scores(normalise_times(losses[-1], times), times)
 
-# %% ../nbs/22_scores.ipynb #cell-53
+# %% ../nbs/22_scores.ipynb #cell-61
 def grand_scores(
     norms:np.ndarray, # (N, D) gradient norms
     times:np.ndarray # (D,) time of each draw
@@ -305,7 +358,7 @@ def grand_scores(
     "The gradient norm of each sample, normalised at each time (Paul et al. 2021, Def. 2.1)."
     return _scores(normalise_times(norms, times), times)
 
-# %% ../nbs/22_scores.ipynb #cell-54
+# %% ../nbs/22_scores.ipynb #cell-62
 def moso_scores(
     products:np.ndarray, # (K, M, N, D): surrogates, checkpoints, samples, draws
     learning_rates:np.ndarray, # (M,) at each checkpoint
@@ -316,3 +369,11 @@ def moso_scores(
         raise ValueError(f"products must be (surrogates, checkpoints, samples, draws) with a learning rate for each checkpoint, got {np.shape(products)} and {np.shape(learning_rates)}")
     weighted = np.einsum("kmnd,m->nd", np.asarray(products, dtype=np.float64), learning_rates) / (len(products) * len(learning_rates))
     return _scores(normalise_times(weighted, times), times)
+
+# %% ../nbs/22_scores.ipynb #cell-63
+def dtrak_scores(
+    influence:np.ndarray, # (N, D), from `influences`
+    times:np.ndarray # (D,) time of each draw
+)->Scores: # high = what it teaches is shared by others
+    "Influence of each sample on the mean over the set, normalised at each time (after Zheng et al. 2024)."
+    return _scores(normalise_times(influence, times), times)

@@ -1,12 +1,13 @@
 "Per-sample gradient norms and products: exact for every kind of layer, every shape, and without side effects."
 import copy
+import shutil
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 from diffprune.dit import DiT
 from diffprune.flow import flow_matching_loss
-from diffprune.gradients import sample_gradients
+from diffprune.gradients import CompiledGradients, sample_gradients
 
 def dit(dtype=torch.float64, seed=0, **kw):
     g = torch.Generator().manual_seed(seed)
@@ -141,3 +142,49 @@ def test_models_it_would_be_wrong_for(make, message):
 def test_unsupported_convolutions(kw):
     m = nn.Conv2d(2, 2, 3, **kw)
     with pytest.raises(ValueError, match="only convolutions"): sample_gradients(m, lambda: m(torch.ones(1, 2, 4, 4)).flatten(1).sum(1))
+
+@pytest.mark.parametrize("kw, x", [(dict(padding_idx=0), torch.tensor([1, 2])), (dict(max_norm=1.), torch.tensor([1, 2])), (dict(), torch.tensor([[1, 2], [1, 1]]))])
+def test_unsupported_embeddings(kw, x):
+    "Rows that are used twice by a sample add up before they are squared, which the closed form doesn't know."
+    m = nn.Embedding(4, 3, **kw)
+    with pytest.raises(ValueError, match="embedding"): sample_gradients(m, lambda: m(x).flatten(1).sum(1))
+
+def same_as_plain(m, losses, batch, along):
+    fused = CompiledGradients(m, losses)
+    for _ in range(2):
+        found, exact = fused(batch, along), sample_gradients(m, lambda: losses(batch), along)
+        torch.testing.assert_close(found.norm, exact.norm, rtol=1e-4, atol=0)
+        torch.testing.assert_close(found.loss, exact.loss)
+        torch.testing.assert_close(found.dot, exact.dot, rtol=1e-4, atol=1e-4 * exact.dot.abs().max().item())
+        assert set(found.layer_sq_norms) == set(exact.layer_sq_norms)
+        with torch.no_grad():
+            for p in m.parameters(): p.mul_(1.3)                    # the graph must look weights up at every call
+    assert len(fused.graphs) == 1 and all(p.grad is None for p in m.parameters())
+
+def random_direction(m):
+    g = torch.Generator().manual_seed(5)
+    return {k: torch.randn(p.shape, generator=g, dtype=p.dtype) for k, p in m.named_parameters() if p.requires_grad}
+
+def test_recorded_graph_of_a_dit(monkeypatch):
+    "Without the compiler, which changes nothing but speed."
+    monkeypatch.setattr(torch, "compile", lambda graph: graph)
+    m = dit(torch.float32); a = arguments(m, dtype=torch.float32)
+    same_as_plain(m, lambda batch: flow_matching_loss(m, **batch), a, random_direction(m))
+    assert m.blocks[0].attn.qkv.weight.requires_grad and not m.pos_embed.requires_grad
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler")
+def test_compiled_graph():
+    m = nn.Sequential(nn.Linear(3, 8), nn.GELU(), nn.Linear(8, 2))
+    batch = dict(x=torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(0)))
+    same_as_plain(m, lambda batch: m(batch["x"]).square().sum((1, 2)), batch, random_direction(m))
+
+def test_without_a_compiler_it_warns_and_computes_the_same(monkeypatch):
+    import torch._inductor.config as inductor
+    monkeypatch.setattr(inductor.cpp, "cxx", ("/nowhere/c++",))
+    monkeypatch.setattr(inductor, "force_disable_caches", True)
+    torch._dynamo.reset()
+    m = nn.Sequential(nn.Linear(3, 4), nn.Tanh()).double()
+    x = torch.randn(5, 2, 3).double()
+    losses = lambda batch: m(batch["x"]).square().sum((1, 2))
+    with pytest.warns(UserWarning, match="could not be compiled"): found = CompiledGradients(m, losses)(dict(x=x))
+    torch.testing.assert_close(found.norm, sample_gradients(m, lambda: losses(dict(x=x))).norm)

@@ -174,3 +174,13 @@ def test_bad_input():
     with pytest.raises(ValueError, match="steps must be positive"): Recorder("x", [0, 3], None)
     for times in ((), (-.1,), (float("nan"),)):
         with pytest.raises(ValueError, match="times must be in"): ProbeGrid(times)
+
+def test_compiled_probes_give_the_same(monkeypatch):
+    "Two full batches by the recorded graph (the compiler itself is tested with the gradients), the rest without."
+    graphs = []
+    monkeypatch.setattr(torch, "compile", lambda graph: graphs.append(graph) or graph)
+    m, s, grid = model(), samples(8), ProbeGrid((.3, .9), 1)
+    np.testing.assert_allclose(probe_norms(m, s, grid, 3, compiled=True, **QUIET)[1], probe_norms(m, s, grid, 3, **QUIET)[1], rtol=1e-4)
+    exact = probe_moso(m, s, grid, 3, **QUIET)
+    np.testing.assert_allclose(probe_moso(m, s, grid, 3, compiled=True, **QUIET), exact, atol=1e-4 * np.abs(exact).max())
+    assert len(graphs) == 2                                          # one for the norms, one for the products

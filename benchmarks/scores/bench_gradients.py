@@ -24,9 +24,11 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from diffprune.dit import dit_model
 from diffprune.flow import flow_matching_loss
-from diffprune.gradients import plain_attention, sample_gradients
+from diffprune.gradients import CompiledGradients, plain_attention, sample_gradients
 
 HERE = Path(__file__).parent
+
+def commit(): return subprocess.run(["git", "-C", HERE, "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
 
 def setup(tokens, batch, name, device):
     "Model with random weights (none zero), and the arguments of `flow_matching_loss`."
@@ -60,6 +62,11 @@ def loop(model, args, along=None):
 
 def hooks(model, args, along=None):
     found = sample_gradients(model, lambda: flow_matching_loss(model.forward, **args), along)
+    return found.norm if along is None else found.dot
+
+def compiled(model, args, along=None, fused=None):
+    "The same pass as one compiled graph."
+    found = fused(args, along)
     return found.norm if along is None else found.dot
 
 def hooks_bf16(model, args, along=None, twin=None):
@@ -116,6 +123,7 @@ def contenders(model, args, task, chunk, n_slow):
     along = direction(model) if task == "MoSo" else None
     twin = copy.deepcopy(model).bfloat16()
     out = {"loop": (partial(loop, model, few, along), n_slow), "diffprune": (partial(hooks, model, args, along), len(args["t"])),
+           "diffprune compiled": (partial(compiled, model, args, along, CompiledGradients(model, lambda batch: flow_matching_loss(model.forward, **batch))), len(args["t"])),
            "diffprune bf16": (partial(hooks_bf16, model, args, along, twin=twin), len(args["t"])),
            "vmap(grad)": (partial(vmap_grad, model, few, along, chunk), n_slow)}
     try:
@@ -193,9 +201,13 @@ def main():
         model, args = setup(o.tokens[0], o.batch[0], o.model, o.device)
         found = contenders(model, args, o.tasks[0], o.chunk, o.slow)
         print(peak_here(found[o.peak_of][0], o.device)); return
-    found = []
+    path = Path(o.out) / f"gradients-{o.device}.csv"
+    cpu = next((l.split(":")[1].strip() for l in Path("/proc/cpuinfo").read_text().splitlines() if l.startswith("model name")), platform.processor())
+    facts = dict(model=o.model, device=torch.cuda.get_device_name() if o.device == "cuda" else f"{cpu}, {o.threads} thread(s)", clock=o.clock, rounds=o.rounds, torch=torch.__version__, commit=commit())
+    path.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
     for tokens, batch in zip(o.tokens, o.batch):
         for task in o.tasks:
+            found = []
             model, args = setup(tokens, batch, o.model, o.device)
             cases = contenders(model, args, task, o.chunk, o.slow)
             error, times = errors(cases, o.slow), timed(cases, o.rounds, o.device, o.clock)
@@ -205,12 +217,12 @@ def main():
                                   speedup=float(np.median(np.array(times["loop"]) / np.array(times[name]))), peak_mib=None if memory is None else memory / 2**20))
                 print(found[-1], file=sys.stderr, flush=True)
             del model, cases
-    table = pd.DataFrame(found)
-    cpu = next((l.split(":")[1].strip() for l in Path("/proc/cpuinfo").read_text().splitlines() if l.startswith("model name")), platform.processor())
-    facts = dict(model=o.model, device=torch.cuda.get_device_name() if o.device == "cuda" else f"{cpu}, {o.threads} thread(s)", clock=o.clock, rounds=o.rounds, torch=torch.__version__)
-    name = "gradients-" + o.device
-    table.to_csv(Path(o.out) / f"{name}.csv", index=False)
-    (Path(o.out) / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
+            table = pd.DataFrame(found)
+            if path.is_file():                                      # results of other sizes are kept
+                old = pd.read_csv(path)
+                table = pd.concat([old[(old.task != task) | (old.tokens != tokens)], table]).sort_values(["task", "tokens"], kind="stable")
+            table.to_csv(path, index=False)
+            torch._dynamo.reset()
     print(json.dumps(facts)); print(markdown(table))
 
 if __name__ == "__main__": main()
