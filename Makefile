@@ -5,8 +5,16 @@ BIN     = $(VENV)/bin
 DEMO_METHODS = random,cluster_lite0,cluster_lite0_inv
 DEMO_RATIOS  = 0.5,0.9
 DEMO_SEEDS   = 0,1
+# What `make figures` makes, and of what: make figures DATASET=openmoji PRESET=gpu SEEDS=0,1,2 ARGS="-p force True"
+DATASET ?= digits
+PRESET  ?= cpu
+SEEDS   ?= 0,1
+ARGS    ?=
+FIGURES  = fig1_fid_curves fig2_qualitative fig3_class_samples fig4_cluster_regions fig5_imagenet_curves fig6_inverse_pairs \
+	fig7_balanced_samples fig8_cluster_maps table1_memorization table2_balance supp_precision_recall supp_vae_gan claims errata
+EXECUTED = .diffprune/notebooks/$(subst :,_,$(subst /,_,$(DATASET)))/$(PRESET)
 
-.PHONY: demo test lab export clean
+.PHONY: demo figures test lab export clean
 .DEFAULT_GOAL := demo
 
 # An install is repeated only when the requirements change.
@@ -28,6 +36,18 @@ demo: $(VENV)/.installed-bundled
 	@echo "  papers_figures/digits/cpu/fig1_samples.png      what the models draw"
 	@echo "  papers_figures/digits/cpu/fig1_fid_curves.csv   the numbers; .json says where they come from"
 	@echo "  .diffprune/notebooks/fig1_fid_curves.ipynb      the executed notebook"
+
+# One notebook that fails does not stop the others; the exit status tells.
+figures: $(VENV)/.installed-bundled
+	@mkdir -p $(EXECUTED); start=$$(date +%s); failed=; \
+	for name in $(FIGURES); do begin=$$(date +%s); \
+		$(BIN)/papermill --no-progress-bar nbs/$$name.ipynb $(EXECUTED)/$$name.ipynb \
+			-p dataset "$(DATASET)" -p preset $(PRESET) -p seeds "[$(SEEDS)]" $(ARGS) || failed="$$failed $$name"; \
+		echo "$$name: $$(( $$(date +%s) - begin )) s"; \
+	done; \
+	$(BIN)/python -c "from diffprune.tables import figures_index; print('index:', figures_index().relative_to('$(CURDIR)'))"; \
+	echo "all: $$(( $$(date +%s) - start )) s"; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
 
 test: $(VENV)/.installed-bundled,dev
 	$(BIN)/nbdev_export

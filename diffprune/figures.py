@@ -6,7 +6,7 @@
 __all__ = ['check_parameters', 'parse_list', 'figure_folder', 'save_figure']
 
 # %% ../nbs/61_figures.ipynb #cell-2
-import difflib, json, re, types
+import difflib, json, os, re, types
 from pathlib import Path
 
 import pandas as pd
@@ -56,11 +56,11 @@ def parse_list(
 def figure_folder(
     dataset:str,  # name of the data set
     preset:str,  # name of the preset
-    root=None,  # where `papers_figures` is; the checkout by default, or the working directory outside one
+    root=None,  # folder to use instead of DIFFPRUNE_FIGURES, or `papers_figures` in the checkout or the working directory
 ) -> Path:
     "The folder of the figures of a data set at a preset."
     slug = re.sub(r"[^A-Za-z0-9._-]+", "_", dataset).strip("_")
-    return Path(root or (project_root() or Path.cwd())/"papers_figures")/slug/preset
+    return Path(root or os.environ.get("DIFFPRUNE_FIGURES") or (project_root() or Path.cwd())/"papers_figures")/slug/preset
 
 # %% ../nbs/61_figures.ipynb #cell-11
 def save_figure(

@@ -359,12 +359,12 @@ class Method(NamedTuple):
     backbone: str|None  # backbone of its features, None where it needs none
     keep: str           # "high", "mid" or "low"
 
-METHODS = dict(random="Random", monotonicity="Monotonicity", el2n="EL2N", grand="GraNd", moso="MoSo", uncertainty="Uncertainty",
+METHODS = dict(random="Random", monotonicity="Monotonicity", el2n="EL2N", grand="GraNd", moso="MoSo", dtrak="D-TRAK", uncertainty="Uncertainty",
                interval="Interval", coverage="Coverage", cluster="Cluster", balanced="Balanced", prototypes="Prototypes",
                density="Density", semdedup="SemDeDup", kcenter="k-Center", herding="Herding", moderate="Moderate",
                facility="Facility", transport="Transport")
 EMBEDDED = ("cluster", "balanced", "prototypes", "density", "semdedup", "kcenter", "herding", "moderate", "facility", "transport")
-METHOD_BACKBONES = dict(clip=("clip", "C"), dino=("dinov2", "D"), lite0=("lite0", "lite0"), inception=("inception", "I"))
+METHOD_BACKBONES = dict(clip=("clip", "C"), dino=("dinov2", "D"), lite0=("lite0", "lite0"), inception=("inception", "I"), pixels=("pixels", "pixels"))
 SUFFIXES = {"": "high", "_mid": "mid", "_inv": "low"}
 
 # %% ../nbs/23_prune.ipynb #cell-59

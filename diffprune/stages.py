@@ -6,9 +6,13 @@
 __all__ = ['Stage', 'Context', 'materialise']
 
 # %% ../nbs/50_stages.ipynb #cell-2
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Callable
 
+from .lineage import code_version
+from .parallel import agree, is_main, processes, start, together
 from .store import Artifact, Key, Store
 
 # %% ../nbs/50_stages.ipynb #cell-4
@@ -22,6 +26,7 @@ class Stage:
     version:int = 1  # raised when the same settings would give another result
     resumable:bool = False  # `make` continues from what a killed run left in the folder
     obtain:Callable = None  # obtain(context) -> Artifact, instead of `make`: for what another module keeps in the store
+    parallel:bool = False  # of several processes, all take part in `make`, in the same folder; otherwise the first one makes it
 
     def key(self, store:Store) -> Key:
         "The key of the artifact in a store; nothing is computed."
@@ -41,18 +46,55 @@ class Context:
     force:tuple = ()  # kinds of stage to compute again, with all that depends on them
     done:set = field(default_factory=set)  # hashes that were already computed again
 
-# %% ../nbs/50_stages.ipynb #cell-7
+# %% ../nbs/50_stages.ipynb #cell-8
+def _by_first(
+    find,  # find() -> Artifact or None
+) -> Artifact|None:
+    "What the first process finds or makes, in all processes."
+    if processes().world == 1: return find()
+    def described(): return (a := find()) and dict(path=str(a.path), meta=a.meta)
+    found = agree(described)
+    return found and Artifact(Path(found["path"]), found["meta"])
+
+# %% ../nbs/50_stages.ipynb #cell-9
+def _by_all(
+    build,  # build(make) -> Artifact; calls make(folder) if the artifact is not there yet
+    make,  # make(folder)
+) -> Artifact:
+    "Build an artifact with the help of all processes. An error in one of them is raised in all."
+    if processes().world == 1: return build(make)
+    if not is_main():
+        if folder := agree(None):
+            with together(): make(Path(folder))
+        return _by_first(None)
+    asked = []
+    def lead(folder):
+        asked.append(agree(lambda: str(folder)))
+        with together(): return make(folder)
+    try:
+        made = build(lead)
+        if not asked: agree(lambda: None)
+    except Exception as e:
+        if not getattr(e, "shared", False): agree(partial(_raise, e))
+        raise
+    return _by_first(lambda: made)
+
+def _raise(error): raise error
+
+# %% ../nbs/50_stages.ipynb #cell-10
 def materialise(
     stage:Stage,  # what is wanted
     context:Context,  # where and how to compute it
 ) -> Artifact:
     "The artifact of a stage, making first whatever it needs and lacks. Raises what the stage's `make` raises."
-    key = stage.key(context.store)
+    me, key = start(context.device), stage.key(context.store)
     force = key.hash not in context.done and any(s.kind in context.force for s in stage.tree())
-    if not force and (found := context.store.find(key)): return found
-    if stage.obtain: return stage.obtain(context)
+    if not force and (found := _by_first(lambda: context.store.find(key))): return found
+    if stage.obtain: return _by_first(lambda: stage.obtain(context))
     artifacts = {name: materialise(i, context) for name, i in stage.inputs.items()}
-    made = context.store.build(stage.kind, stage.settings, artifacts, lambda folder: stage.make(stage, artifacts, folder, context),
-                               version=stage.version, force=force, resumable=stage.resumable)
+    make = lambda folder: stage.make(stage, artifacts, folder, context if is_main() else replace(context, progress=False))
+    build = lambda make: context.store.build(stage.kind, stage.settings, artifacts, make, version=stage.version, force=force,
+        resumable=stage.resumable, facts=dict(device=context.device, processes=me.world if stage.parallel else 1, code=code_version(stage.make)))
+    made = _by_all(build, make) if stage.parallel else _by_first(lambda: build(make))
     context.done.add(key.hash)
     return made

@@ -83,6 +83,7 @@ def test_killed_study_goes_on_and_gives_the_same(tmp_path, store_root):
 def test_results_name_their_backbone(store):
     study = Study("digits", "smoke", ["random"], [0.5], [7], "lite0", overrides={**SHORT, "train.checkpoint_every": 3}, store=store, device="cpu", workers=1)
     table = study.results(progress=False)
-    assert set(table.name) == {"FD (lite0)", "precision (lite0)", "recall (lite0)", "F-score (lite0)", "Vendi score (lite0)"}
+    assert set(table.name) == {f"{m} (lite0)" for m in ("FD", "KD", "class score", "precision", "recall", "F-score", "density", "coverage", "Vendi score")}
+    assert (table.low <= table.value).all() and (table.value <= table.high).all()
     assert study.missing() == []
     assert study.images(Run("random", 0.5, 7), 3).dtype == "uint8"

@@ -1,0 +1,78 @@
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from sklearn.metrics import accuracy_score, confusion_matrix
+
+from diffprune.probe import AttributeProbe, adjusted_shares, fit_probes, join_rare, seed_interval, share_changes
+from diffprune.study import Study
+
+shares = arrays(float, 4, elements=st.floats(0.01, 1)).map(lambda a: a / a.sum())
+
+
+@settings(max_examples=50, deadline=None)
+@given(shares, arrays(float, (4, 4), elements=st.floats(0, 0.1)))
+def test_adjustment_undoes_any_mild_confusion(true, mistakes):
+    confusion = np.eye(4) + mistakes
+    confusion /= confusion.sum(1, keepdims=True)
+    np.testing.assert_allclose(adjusted_shares(true @ confusion, confusion), true, atol=1e-4)
+
+
+@given(shares, arrays(float, (4, 4), elements=st.floats(0.01, 1)))
+def test_adjusted_shares_are_shares(counted, confusion):
+    found = adjusted_shares(counted, confusion / confusion.sum(1, keepdims=True))
+    assert (found >= 0).all() and abs(found.sum() - 1) < 1e-9
+
+
+def blobs(n, shares, seed):
+    rng = np.random.default_rng(seed)
+    y = rng.choice(3, n, p=shares)
+    return rng.normal(size=(n, 5)) + 1.5 * np.eye(5)[y], np.array(["a", "b", "c"])[y]
+
+
+def test_more_of_a_minority_is_found_and_the_adjustment_is_nearer_the_truth():
+    probe = AttributeProbe().fit(*blobs(3000, [0.9, 0.05, 0.05], 0)).test(*blobs(3000, [0.9, 0.05, 0.05], 1))
+    found = []
+    for share in (0.05, 0.15, 0.3):
+        X, y = blobs(4000, [1 - 2 * share, share, share], 2)
+        row = probe.shares(X).loc["b"]
+        assert abs(row.adjusted - (y == "b").mean()) < abs(row.counted - (y == "b").mean())
+        found.append(row.adjusted)
+    assert found == sorted(found)
+
+
+def test_measures_of_the_probe_equal_scikit_learn():
+    X, y = blobs(600, [0.5, 0.3, 0.2], 3)
+    probe = AttributeProbe().fit(*blobs(600, [0.5, 0.3, 0.2], 4)).test(X, y)
+    assert probe.accuracy_ == pytest.approx(accuracy_score(y, probe.predict(X)))
+    np.testing.assert_allclose(probe.confusion_, confusion_matrix(y, probe.predict(X), normalize="true"))
+
+
+def test_a_value_that_was_never_held_out_counts_as_told_rightly():
+    X, y = blobs(600, [0.5, 0.3, 0.2], 5)
+    probe = AttributeProbe().fit(X, y).test(X[y != "c"], y[y != "c"])
+    assert probe.confusion_[2].tolist() == [0, 0, 1]
+
+
+def test_rare_values_are_joined():
+    assert set(join_rare(["x"] * 99 + ["y"], 0.02)) == {"x", "other"}
+
+
+def test_intervals_need_two_seeds():
+    mean, low, high = seed_interval([0.3])
+    assert mean == 0.3 and np.isnan(low) and np.isnan(high)
+    assert seed_interval([0.2, 0.2, 0.2])[1:] == pytest.approx((0.2, 0.2))
+
+
+def test_changes_are_paired_by_seed():
+    rows = [dict(attribute="hat", value="fez", method=m, seed=s, adjusted=s / 10 + (m == "balanced") * 0.02) for m in ("balanced", "cluster") for s in range(3)]
+    change = share_changes(pd.DataFrame(rows), "balanced", "cluster").iloc[0]
+    assert change.difference == pytest.approx(0.02) and change.high - change.low == pytest.approx(0, abs=1e-9)
+
+
+def test_an_unknown_attribute_is_named(store):
+    study = Study("avatars", "smoke", [], [], [0], store=store, metrics_backbone="pixels", overrides={"data.n_train": 40, "data.n_val": 20})
+    with pytest.raises(ValueError, match="'beard'.*facial_hair"):
+        fit_probes(study, ["beard"])

@@ -1,0 +1,102 @@
+"""Verdicts: every word can come out, and only on evidence."""
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffprune.verdicts import FAILS, HOLDS, MISSING, OPEN, Contrast, Effect, claims_table, better_than_random, claim_methods, forest, judge, paper_claims, seed_effects, seed_interval
+
+RATIOS, SEEDS = (0.25, 0.5, 0.75, 0.9, 0.95), (0, 1, 2)
+
+
+def evidence(values, noise=0.0, seeds=SEEDS):
+    "Synthetic runs: (method, metric) -> value; a little noise over seeds and ratios."
+    rng = np.random.default_rng(0)
+    return pd.DataFrame([dict(method=m, pruning_ratio=r, seed=s, metric=metric, value=v*(1 + noise*rng.normal()))
+                         for (m, metric), v in values.items() for r in ((0.0,) if m == "unpruned" else RATIOS) for s in seeds])
+
+
+def verdicts(values, conditional, **kw):
+    return dict(zip(range(1, 10), claims_table(evidence(values, **kw), paper_claims(conditional), "toy").verdict))
+
+
+BASE = {("unpruned", "fd"): 10.0, ("random", "fd"): 10.2}
+CASES = {  # claim, conditional -> evidence for it, evidence against it
+    (1, False): (BASE, {**BASE, ("random", "fd"): 14.0}),
+    (2, False): ({("el2n", "fd"): 20, ("el2n_inv", "fd"): 12, ("monotonicity", "fd"): 13, ("monotonicity_inv", "fd"): 13.2},
+                 {("el2n", "fd"): 12, ("el2n_inv", "fd"): 20, ("monotonicity", "fd"): 13, ("monotonicity_inv", "fd"): 13.2}),
+    (3, True): ({("grand", "fd"): 20, ("grand_inv", "fd"): 12}, {("grand", "fd"): 12, ("grand_inv", "fd"): 20}),
+    (3, False): ({("grand", "fd"): 12, ("grand_inv", "fd"): 20}, {("grand", "fd"): 20, ("grand_inv", "fd"): 12}),
+    (4, True): ({**BASE, ("cluster_lite0", "fd"): 7}, {**BASE, ("cluster_lite0", "fd"): 15}),
+    (4, False): ({**BASE, ("cluster_lite0", "fd"): 12}, {**BASE, ("cluster_lite0", "fd"): 7}),
+    (5, True): ({**BASE, ("cluster_lite0_inv", "fd"): 30}, {**BASE, ("cluster_lite0_inv", "fd"): 11}),
+    (6, True): ({("balanced_lite0", "fd"): 10, ("cluster_lite0", "fd"): 10.1}, {("balanced_lite0", "fd"): 15, ("cluster_lite0", "fd"): 10}),
+    (6, False): ({("balanced_lite0", "fd"): 15, ("cluster_lite0", "fd"): 10, ("balanced_lite0", "minority_share"): .3, ("cluster_lite0", "minority_share"): .1},
+                 {("balanced_lite0", "fd"): 15, ("cluster_lite0", "fd"): 10, ("balanced_lite0", "minority_share"): .1, ("cluster_lite0", "minority_share"): .3}),
+    (7, True): ({("moso", "same_noise"): 0.9, ("el2n", "same_noise"): 0.8}, {("moso", "same_noise"): 0.4}),
+    (8, True): ({("random", "fd_rise"): 0.05, ("vae", "fd_rise"): 0.6, ("gan", "fd_rise"): 0.9}, {("random", "fd_rise"): 0.5, ("vae", "fd_rise"): 0.1, ("gan", "fd_rise"): 0.9}),
+}
+
+
+@pytest.mark.parametrize("claim, conditional", CASES)
+def test_every_claim_can_hold_fail_and_stay_open(claim, conditional):
+    good, bad = CASES[claim, conditional]
+    assert verdicts(good, conditional, noise=0.002)[claim] == HOLDS
+    assert verdicts(bad, conditional, noise=0.002)[claim] == FAILS
+    assert verdicts(good, conditional, noise=0.002, seeds=(0,))[claim] == OPEN          # one seed decides nothing
+    assert verdicts({("nothing", "fd"): 1.0}, conditional)[claim] == MISSING
+
+
+def test_memorization_claim():
+    def memory(at_90, at_95): return pd.DataFrame([dict(method="random", pruning_ratio=r, seed=s, metric="distance_to_control", value=v + s/500) for r, v in ((0.5, 1.2), (0.9, at_90), (0.95, at_95)) for s in SEEDS])
+    ninth = lambda t: claims_table(t, paper_claims(True), "toy").verdict[8]
+    assert ninth(memory(1.1, 0.6)) == HOLDS
+    assert ninth(memory(1.1, 1.1)) == FAILS
+    assert ninth(memory(0.2, 0.1)) == FAILS
+
+
+def test_noise_makes_a_claim_undecided():
+    rng = np.random.default_rng(1)
+    table = pd.DataFrame([dict(method=m, pruning_ratio=0.5, seed=s, metric="fd", value=10 + 5*rng.normal()) for m in ("grand", "grand_inv") for s in SEEDS])
+    assert claims_table(table, paper_claims(True), "toy").verdict[2] == OPEN
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.floats(-5, 5), st.floats(0, 5), st.sampled_from(["lower", "higher", "alike"]), st.floats(0, 2))
+def test_a_wider_interval_never_changes_sides(mean, half, says, margin):
+    narrow, wide = (judge(Effect(mean, mean - h, mean + h, 3), says, margin) for h in (half, half + 1))
+    assert (narrow, wide) not in ((HOLDS, FAILS), (FAILS, HOLDS), (OPEN, HOLDS), (OPEN, FAILS))
+
+
+def test_interval_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    hit = [e.low < 0.3 < e.high for e in (seed_interval(rng.normal(0.3, 1, 3)) for _ in range(2000))]
+    assert 0.93 < np.mean(hit) < 0.97
+
+
+def test_effects_are_within_seeds():
+    shift = {0: 0.0, 1: 100.0, 2: 500.0}                                            # seeds that differ a lot, methods that differ by one
+    table = pd.DataFrame([dict(method=m, pruning_ratio=0.5, seed=s, metric="fd", value=shift[s] + v) for m, v in (("grand", 11.0), ("random", 10.0)) for s in SEEDS])
+    effects = seed_effects(table, Contrast("", "fd", "grand", "random", "higher", relative=False))
+    assert effects.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_only_common_ratios_count():
+    table = pd.concat([evidence({("random", "fd"): 10.0}), evidence({("el2n", "fd"): 12.0})[lambda t: t.pruning_ratio == 0.9]])
+    assert np.allclose(seed_effects(table, Contrast("", "fd", "el2n", "random", "higher")), 0.2)
+
+
+def test_better_at_equal_steps_can_be_worse_at_equal_cost():
+    table = evidence({("random", "fd"): 10.0, ("grand", "fd"): 9.0}, noise=0.001)
+    longer = {1600: evidence({("random", "fd"): 8.0}, noise=0.001)}
+    costs = pd.DataFrame([dict(method="grand", seconds=10.0, extra_steps=790, random_steps=1600)])
+    row = better_than_random(table, costs, longer).iloc[0]
+    assert (row["verdict at equal steps"], row["verdict at equal cost"]) == ("better", "worse")
+    fig = forest(better_than_random(table, costs, longer))
+    assert len(fig.axes[0].get_yticks()) == 1
+
+
+def test_methods_of_the_claims_are_known():
+    from diffprune.prune import parse_method
+    assert [parse_method(m).base for m in claim_methods("clip")][0] == "random"
