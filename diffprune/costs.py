@@ -303,6 +303,13 @@ def _surrogates(stage, m):
     seconds = _training(t, {**s["train"], "steps": steps}) + probes*n*draws*2*t["gradient"]  # the mean gradient, then each sample's
     return Cost(seconds, 4*n*draws*probes, _checkpoints(t, s["train"]), t["layers"])
 
+def _influence(stage, m):
+    s, n = stage.settings, _count(stage.inputs["images"], m)
+    t, p, draws = m.dit(s, _latent_shape(stage, m)), s["proxy"], len(s["proxy"]["times"])*s["proxy"]["n_noise"]
+    steps = math.ceil(n*p["epochs"]/s["train"]["batch_size"])
+    seconds = _training(t, {**s["train"], "steps": steps}) + n*draws*2*t["gradient"]  # projections cost about as much again
+    return Cost(seconds, 8*n*draws, _checkpoints(t, s["train"]) + 4*n*draws*s["influence"]["n_directions"], t["layers"])
+
 # %% ../nbs/45_costs.ipynb #cell-34
 def _clusters(stage, m):
     n, dim = _count(stage.inputs["features"], m), m.backbone(stage.inputs["features"].settings["name"])[1]
@@ -317,15 +324,16 @@ def _metrics(stage, m):
     generated, real = stage.inputs["generated"], stage.inputs["features"]
     n, n_real, dim = _count(generated, m), _count(real, m), m.backbone(real.settings["name"])[1]
     draws = 1 + stage.settings.get("n_bootstrap", 0)
-    return Cost((2*n*n_real*dim + 2*n*n*dim + draws*30*min(n, dim)**3)/m.speed, 10_000, note="by counting operations")
+    seconds = (2*n*n_real*dim + 2*n*n*dim + draws*30*min(n, dim)**3)/m.speed + 0.1*draws
+    return Cost(seconds, 1_000, note="by counting operations; 0.1 s a draw of the bootstrap assumed")
 
 def _light(stage, m):
     n = _count(stage.inputs["images"], m)
     return Cost(0.0, 8*n*(1 - stage.settings["pruning_ratio"]) if stage.kind == "subset" else 8*n)
 
 RULES = dict(images=_images, vqvae=_vqvae, latents=_latents, features=_features, clusters=_clusters, proxy=_proxy, surrogates=_surrogates,
-             scores=_light, subset=_light, model=_model, samples=_samples, reference=_reference, metrics=_metrics)
-OVERHEAD = dict(seconds=0.3, bytes=4000)  # of any stage: loading, checksums, artifact.json
+             influence=_influence, scores=_light, subset=_light, model=_model, samples=_samples, reference=_reference, metrics=_metrics)
+OVERHEAD = dict(seconds=0.05, bytes=4000)  # of any stage: loading, checksums, artifact.json
 
 def cost_of(stage, machine:Machine) -> Cost:
     "The estimate of one stage. What is unknown is NaN, with the reason."

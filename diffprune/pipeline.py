@@ -184,6 +184,7 @@ def make_proxy(stage, artifacts, folder, context):
     samples, grid, how = probe(artifacts, s, context)
     steps = epoch_ends(len(samples), s["train"]["batch_size"], s["proxy"]["epochs"])
     n, batch = len(samples), how["batch_size"]
+    if s["proxy"].get("precision") == "bf16": how["dtype"] = torch.bfloat16
     recorder = RowRecorder(folder/"losses", steps, lambda model, rows: probe_losses(model, samples.part(rows), grid, **how), n, batch)
     trainer = train_diffusion(artifacts, _short(s, steps[-1], steps[0]), np.arange(len(samples)), folder, context, recorder)
     how["progress"] = context.progress
@@ -370,21 +371,26 @@ def _diffusion(self:Pipeline, seed):
     return dict(dit=p.dit, conditional=p.conditional, class_dropout_prob=p.class_dropout_prob, train={**asdict(p.train), "seed": seed})
 
 @patch
+def _probes(self:Pipeline, *without):
+    "Settings of the pre-training, without those that the stage does not use and without the usual precision."
+    return {k: v for k, v in asdict(self.preset.proxy).items() if k not in without and (k, v) != ("precision", "no")}
+
+@patch
 def proxy(self:Pipeline, seed:int) -> Stage:
     "The short pre-training whose losses and gradient norms give the diffusion-based scores."
-    settings = dict(self._diffusion(seed), proxy={k: v for k, v in asdict(self.preset.proxy).items() if not k.startswith("n_s") and k != "n_checkpoints"})
+    settings = dict(self._diffusion(seed), proxy=self._probes("n_surrogates", "n_checkpoints"))
     return Stage("proxy", settings, dict(latents=self.latents(), images=self.images()), make_proxy, resumable=True, parallel=True)
 
 @patch
 def surrogates(self:Pipeline, seed:int) -> Stage:
     "MoSo's surrogates."
-    settings = dict(self._diffusion(seed), proxy=asdict(self.preset.proxy))
+    settings = dict(self._diffusion(seed), proxy=self._probes("precision"))
     return Stage("surrogates", settings, dict(latents=self.latents(), images=self.images()), make_surrogates, resumable=True, parallel=True)
 
 @patch
 def influence(self:Pipeline, seed:int) -> Stage:
     "D-TRAK's influences."
-    settings = dict(Pipeline.proxy(self, seed).settings, influence=asdict(self.preset.influence))
+    settings = dict(self._diffusion(seed), proxy=self._probes("n_surrogates", "n_checkpoints", "precision"), influence=asdict(self.preset.influence))
     return Stage("influence", settings, dict(latents=self.latents(), images=self.images()), make_influence, resumable=True, parallel=True)
 
 @patch

@@ -23,7 +23,8 @@ def method_style(
     "Colour and marker by what scores, line style and filling by which end is kept. Raises `ValueError` for an unknown method."
     m = parse_method(name)
     if m.base == "random": return dict(color="#000000", marker="o", linestyle="-", fillstyle="full")
-    place = list(METHODS).index(m.base)*3 + dict(clip=0, dinov2=1, lite0=2).get(m.backbone, 0)
+    place = list(METHODS).index(m.base) - 1
+    if m.backbone: place += dict(dinov2=1, lite0=1).get(m.backbone, 0) + 4 - list(METHODS).index("cluster") + 1
     line, fill = dict(high=("-", "full"), mid=("--", "bottom"), low=(":", "none"))[m.keep]
     return dict(color=OKABE_ITO[place % 6], marker=MARKERS[1 + place % 7], linestyle=line, fillstyle=fill)
 

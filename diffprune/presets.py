@@ -35,6 +35,10 @@ class ProxyConfig:
     n_surrogates:int = 3  # MoSo: models trained on disjoint parts of the set
     n_checkpoints:int = 2  # MoSo: checkpoints of each, evenly spaced
     batch_size:int = 64  # samples of a batch whose gradients are taken
+    precision:str = "no"  # of losses and gradient norms: "no" (float32) or "bf16", twice as fast; MoSo and D-TRAK, where terms cancel, stay in float32
+
+    def __post_init__(self):
+        if self.precision not in ("no", "bf16"): raise ValueError(f"precision of the probes is {self.precision!r}; it must be 'no' or 'bf16'")
 
 # %% ../nbs/51_presets.ipynb #cell-7
 @dataclass(frozen=True)
@@ -104,13 +108,13 @@ _CPU = Preset(
 
 _GPU = Preset(
     image_size=64, vqvae=_VQ_MEDIUM, vqvae_train=_vq(steps=10_000, batch_size=128, lr=3e-4, warmup=200, precision="bf16", checkpoint_every=2000),
-    dit="DiT-S/2", train=TrainConfig(steps=20_000, batch_size=256, lr=2e-4, warmup=500, ema_decay=0.999, precision="bf16", checkpoint_every=2000),
+    proxy=ProxyConfig(precision="bf16"), dit="DiT-S/2", train=TrainConfig(steps=20_000, batch_size=256, lr=2e-4, warmup=500, ema_decay=0.999, precision="bf16", checkpoint_every=2000),
     sample=SampleConfig(n_samples=4096), baseline=BASELINE_CONFIGS["64"],
     vae_train=TrainConfig(steps=20_000, batch_size=128, lr=1e-3, ema_decay=0.999, precision="bf16", checkpoint_every=2000),
     gan_train=_gan(steps=20_000, batch_size=64, lr=4e-4, ema_decay=0.999, checkpoint_every=2000))
 
 _PAPER = Preset(
-    image_size=256, metrics_backbone="inception", memorization_backbone="clip", baseline=BASELINE_CONFIGS["256"],
+    image_size=256, metrics_backbone="inception", memorization_backbone="clip", proxy=ProxyConfig(precision="bf16"), baseline=BASELINE_CONFIGS["256"],
     vae_train=TrainConfig(steps=220_000, lr=5e-4, ema_decay=0.999, precision="bf16", checkpoint_every=5000),
     gan_train=_gan(steps=220_000, lr=2e-4, ema_decay=0.999, checkpoint_every=5000),
     methods=("random", *(f"{m}{keep}" for m in ("monotonicity", "el2n", "grand", "moso") for keep in ("", "_inv")),

@@ -191,7 +191,7 @@ _RUN_KINDS = ("subset", "model", "samples", "metrics")  # what belongs to a run
 @patch
 def shared(self:Study) -> list:
     "The stages that several runs need, inputs first."
-    return [s for s in self.stages().values() if s.kind in ("images", "vqvae", "latents", "clusters", "proxy", "surrogates", "scores", "reference")
+    return [s for s in self.stages().values() if s.kind in ("images", "vqvae", "latents", "clusters", "proxy", "surrogates", "influence", "scores", "reference")
             or s.kind == "features" and s.inputs["images"].kind == "images"]
 
 @patch
@@ -283,7 +283,7 @@ def _run_workers(self:Study, n, progress):
         if failed or self.missing(): raise RuntimeError(f"{len(self.missing())} runs could not be computed; what the workers said:\n{log.read()[-4000:]}")
 
 # %% ../nbs/53_study.ipynb #cell-30
-_ALL_KINDS = ("vqvae", "latents", "features", "clusters", "proxy", "surrogates", "scores", "reference", *_RUN_KINDS, "memorization")
+_ALL_KINDS = ("vqvae", "latents", "features", "clusters", "proxy", "surrogates", "influence", "scores", "reference", *_RUN_KINDS, "memorization")
 
 @patch
 def run(self:Study,

@@ -186,7 +186,7 @@ def claims_table(
     return pd.DataFrame(rows)
 
 # %% ../nbs/66_verdicts.ipynb #cell-28
-SELECTION_KINDS = ("features", "clusters", "proxy", "surrogates", "scores", "subset")  # stages that exist only to choose samples
+SELECTION_KINDS = ("features", "clusters", "proxy", "surrogates", "influence", "scores", "subset")  # stages that exist only to choose samples
 
 def selection_seconds(
     study,  # a computed `Study`

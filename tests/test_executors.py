@@ -31,7 +31,7 @@ def hurry():
         if reason == "BeginTime": subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True)
 
 
-def until(what, seconds=120):
+def until(what, seconds=300):
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline, "it did not happen"

@@ -1,7 +1,7 @@
 """Time and memory of k-means and of the selection, at ImageNet's size or a tenth of it.
 
     python benchmarks/cluster/run.py small     128,000 x 768, k = 1000 (under 2 GB)
-    python benchmarks/cluster/run.py full    1,281,167 x 768, k = 1000 (about 9 GB; scikit-learn's part takes the longest)
+    python benchmarks/cluster/run.py full    1,281,167 x 768, k = 1000 (4 GB, scikit-learn's part 12 GB)
 
 Every part runs in a process of its own, so that its peak memory is its own. Both k-means start from the same centres and
 make the same number of iterations, so that their inertias can be compared. Results go to `results/<size>.json`.

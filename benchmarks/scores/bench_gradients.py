@@ -204,7 +204,6 @@ def main():
     path = Path(o.out) / f"gradients-{o.device}.csv"
     cpu = next((l.split(":")[1].strip() for l in Path("/proc/cpuinfo").read_text().splitlines() if l.startswith("model name")), platform.processor())
     facts = dict(model=o.model, device=torch.cuda.get_device_name() if o.device == "cuda" else f"{cpu}, {o.threads} thread(s)", clock=o.clock, rounds=o.rounds, torch=torch.__version__, commit=commit())
-    path.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
     for tokens, batch in zip(o.tokens, o.batch):
         for task in o.tasks:
             found = []
@@ -222,6 +221,7 @@ def main():
                 old = pd.read_csv(path)
                 table = pd.concat([old[(old.task != task) | (old.tokens != tokens)], table]).sort_values(["task", "tokens"], kind="stable")
             table.to_csv(path, index=False)
+            path.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
             torch._dynamo.reset()
     print(json.dumps(facts)); print(markdown(table))
 
