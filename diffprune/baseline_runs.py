@@ -19,7 +19,7 @@ from .data import Rows
 from .metrics import metric_name
 from .pipeline import Pipeline, from_settings
 from .stages import Stage, materialise
-from .store import save_array, save_json
+from .store import save_array
 from .study import Study
 from .train import TrainConfig, Trainer, seeded
 from .vqvae import to_float

@@ -13,6 +13,7 @@ from .memorization import show_nearest
 from .neighbours import nearest
 from .stages import materialise
 from .study import Run
+from .views import run_features, sample_classes, train_features
 
 # %% ../nbs/64_evidence.ipynb #cell-5
 def control_ratio(
@@ -60,14 +61,12 @@ def likeness(
     pruning_ratio:float=0.5,  # where the two keep disjoint halves
 ) -> pd.DataFrame:  # tidy, metric "same_noise", one row a method that has its inverse in the study, and seed
     "How often models of a method and of its inverse draw more alike images from the same noise than from another."
-    rows, context, name = [], study.context(progress=False), study.pipeline.metrics_backbone
+    rows, name = [], study.pipeline.metrics_backbone
     runs = set(study.runs)
     for r in study.runs:
         twin = Run(f"{r.method}_inv", r.pruning_ratio, r.seed)
         if r.pruning_ratio != pruning_ratio or twin not in runs: continue
-        samples = [study.pipeline.samples(m.method, m.pruning_ratio, m.seed) for m in (r, twin)]
-        a, b = (materialise(study.pipeline.features(s, name, logits=True), context).array("features") for s in samples)
-        labels = materialise(samples[0], context).array("labels")
+        (a, b), labels = (run_features(study, m, name) for m in (r, twin)), sample_classes(study, r)
         rows.append(dict(method=r.method, pruning_ratio=r.pruning_ratio, seed=r.seed, metric="same_noise", name=f"same noise more alike ({name})", value=same_noise_share(a, b, labels)))
     return pd.DataFrame(rows, columns=["method", "pruning_ratio", "seed", "metric", "name", "value"])
 
@@ -80,10 +79,9 @@ def closest_pairs(
 ):  # matplotlib figure
     "The generated images that come nearest to the images that the model was trained on, in the features of the memorization test."
     p, context = study.pipeline, study.context(progress=False)
-    backbone = p.preset.memorization_backbone or p.metrics_backbone
-    samples = p.samples(run.method, run.pruning_ratio, run.seed)
-    generated, train = (materialise(p.features(s, backbone, logits=backbone == p.metrics_backbone and s is samples), context).array("features") for s in (samples, p.images()))
+    generated, train = run_features(study, run, p.memorization_backbone), train_features(study, p.memorization_backbone)
     images, index = materialise(p.images(), context).array("images"), np.arange(len(train))
     if run.method != "unpruned": index = materialise(p.subset(run.method, run.pruning_ratio, run.seed), context).array("indices", mmap=False)
     found = nearest(generated, np.asarray(train[index]), k=min(k, len(index)))
-    return show_nearest(np.asarray(materialise(samples, context).array("images")), np.asarray(images[index]), found, n)
+    samples = materialise(p.samples(run.method, run.pruning_ratio, run.seed), context).array("images")
+    return show_nearest(np.asarray(samples), np.asarray(images[index]), found, n)

@@ -76,14 +76,14 @@ def load_vqvae(
     return model.to(device).eval()
 
 # %% ../nbs/52_pipeline.ipynb #cell-11
-def make_latents(stage, artifacts, folder, context):
+def make_latents(stage, artifacts, folder, context, fit=LatentNorm.fit):
     "Encode all training images: latents.npy (N, C, h, w), normalised; norm.json undoes it."
     model, images = load_vqvae(artifacts["vqvae"], context.device), artifacts["images"].array("images")
     def encode(rows, part): encode_images(model, images[rows], part/"raw.npy", device=context.device, progress=context.progress)
     write_rows(folder, len(images), encode, multiple=64)
     if not is_main(): return
     raw = load_array(folder/"raw.npy")
-    norm = LatentNorm.fit(raw)
+    norm = fit(raw)
     out = create_array(folder/"latents.npy", np.float32, raw.shape)
     for i in range(0, len(raw), 4096):
         out[i:i + 4096] = norm.normalize(np.array(raw[i:i + 4096]))
@@ -195,7 +195,10 @@ def make_proxy(stage, artifacts, folder, context):
     for leftover in (folder/"losses", *trainer.checkpoints()): shutil.rmtree(leftover)
 
 # %% ../nbs/52_pipeline.ipynb #cell-21
-def make_surrogates(stage, artifacts, folder, context):
+def _products(model, samples, grid, rows, how):
+    return probe_moso(model, samples.part(rows), grid, **how, n=len(samples), add_up=add_up)
+
+def make_surrogates(stage, artifacts, folder, context, products=_products):
     "MoSo's products: products.npy (surrogates, checkpoints, N, D), learning_rates.npy (checkpoints,), times.npy (D,)."
     s = stage.settings
     samples, grid, how = probe(artifacts, s, context)
@@ -203,7 +206,7 @@ def make_surrogates(stage, artifacts, folder, context):
     for k, fold in enumerate(folds):
         total = epoch_ends(len(fold), s["train"]["batch_size"], s["proxy"]["epochs"])[-1]
         steps = [max(1, round(total*(m + 1)/s["proxy"]["n_checkpoints"])) for m in range(s["proxy"]["n_checkpoints"])]
-        short, measure = _short(s, total, steps[0]), lambda model, rows: probe_moso(model, samples.part(rows), grid, **how, n=len(samples), add_up=add_up)
+        short, measure = _short(s, total, steps[0]), lambda model, rows: products(model, samples, grid, rows, how)
         recorder = RowRecorder(folder/f"fold-{k}/products", steps, measure, len(samples), how["batch_size"], every=True)
         train_diffusion(artifacts, short, fold, folder/f"fold-{k}", context, recorder)
         if is_main(): found.append(recorder.load())
@@ -302,7 +305,7 @@ def sample_labels(
     return np.random.default_rng(seed).permutation(chosen)
 
 # %% ../nbs/52_pipeline.ipynb #cell-33
-def make_samples(stage, artifacts, folder, context):
+def make_samples(stage, artifacts, folder, context, decode=decode_latents):
     "Generate and decode: images.npy (n, 3, H, W) uint8, labels.npy (n,), -1 for an unconditional model."
     cfg = from_settings(SampleConfig, stage.settings)
     model, vqvae = load_model(artifacts["model"], context.device), load_vqvae(artifacts["vqvae"], context.device)
@@ -313,7 +316,7 @@ def make_samples(stage, artifacts, folder, context):
     def generate(rows, part):
         latents = sample_latents(model, range(cfg.n_samples)[rows], shape, cfg.noise_seed, None if y is None else y[rows], cfg.batch_size, context.device,
             context.progress, method=cfg.method, n_steps=cfg.n_steps, cfg_scale=cfg.cfg_scale, channels=cfg.cfg_channels)
-        save_array(part/"images.npy", decode_latents(vqvae, norm.denormalize(latents), device=context.device, progress=context.progress))
+        save_array(part/"images.npy", decode(vqvae, norm.denormalize(latents), device=context.device, progress=context.progress))
     write_rows(folder, cfg.n_samples, generate, multiple=math.lcm(cfg.batch_size, 64))
     if is_main(): save_array(folder/"labels.npy", np.full(cfg.n_samples, -1) if y is None else y.numpy())
 
@@ -327,6 +330,9 @@ class Pipeline:
     weights:dict|None = None  # backbone -> local file of weights
 
     def backbone_weights(self, name): return (self.weights or {}).get(name)
+
+    @property
+    def memorization_backbone(self): return self.preset.memorization_backbone or self.metrics_backbone
 
     def images(self, split="train") -> Stage:
         "The decoded images of a split."
@@ -354,6 +360,14 @@ def features(self:Pipeline,
     settings = dict(name=backbone, **backbone_settings(backbone, weights))
     if logits and has_classifier(backbone): settings["logits"] = True
     return Stage("features", settings, dict(images=images), partial(make_features, weights=weights), parallel=True)
+
+@patch
+def compared(self:Pipeline,
+    images:Stage,  # generated or held-out images
+    backbone:str,  # name of the backbone
+) -> Stage:
+    "Features of images that are measured: in the backbone of the metrics with class logits, so that one artifact serves all measures."
+    return self.features(images, backbone, logits=backbone == self.metrics_backbone)
 
 @patch
 def clusters(self:Pipeline,
@@ -468,16 +482,16 @@ def reference(self:Pipeline) -> Stage:
 @patch
 def _compare(self:Pipeline, images):
     p, real = self.preset, self.features(self.images(self.preset.reference), self.metrics_backbone)
-    inputs = dict(generated=self.features(images, self.metrics_backbone, logits=True), features=real, reference=self.reference())
+    inputs = dict(generated=self.compared(images, self.metrics_backbone), features=real, reference=self.reference())
     return Stage("metrics", dict(k_neighbours=p.k_neighbours, k_density=p.k_density, n_bootstrap=p.n_bootstrap), inputs, make_metrics)
 
 # %% ../nbs/52_pipeline.ipynb #cell-43
 @patch
 def memorization(self:Pipeline, method:str, pruning_ratio:float, seed:int) -> Stage:
     "How near the generated images of a run come to its training images."
-    p, name = self.preset, self.preset.memorization_backbone or self.metrics_backbone
-    inputs = dict(generated=self.features(self.samples(method, pruning_ratio, seed), name, logits=name == self.metrics_backbone),
-                  heldout=self.features(self.images("val"), name, logits=name == self.metrics_backbone), train=self.features(self.images(), name))
+    p, name = self.preset, self.memorization_backbone
+    inputs = dict(generated=self.compared(self.samples(method, pruning_ratio, seed), name), heldout=self.compared(self.images("val"), name),
+                  train=self.features(self.images(), name))
     if method != "unpruned": inputs["subset"] = self.subset(method, pruning_ratio, seed)
     return Stage("memorization", dict(alpha=p.alpha, n_cells=p.n_cells, seed=0), inputs, make_memorization)
 
@@ -511,40 +525,19 @@ def make_ema_proxy(stage, artifacts, folder, context):
 # %% ../nbs/52_pipeline.ipynb #cell-59
 def make_stale_surrogates(stage, artifacts, folder, context):
     "MoSo's products with a stale label in the second pass: products.npy, learning_rates.npy, times.npy."
-    s = stage.settings
-    (samples, grid, how), found = probe(artifacts, s, context), []
-    for k, fold in enumerate(surrogate_folds(samples.ids, s["proxy"]["n_surrogates"], s["train"]["seed"])):
-        total, m = epoch_ends(len(fold), s["train"]["batch_size"], s["proxy"]["epochs"])[-1], s["proxy"]["n_checkpoints"]
-        steps, short = [max(1, round(total*(i + 1)/m)) for i in range(m)], _short(s, total, total)
-        recorder = Recorder(folder/f"fold-{k}/products", steps, lambda model: stale_label_products(model, samples, grid, **how))
-        train_diffusion(artifacts, short, fold, folder/f"fold-{k}", context, recorder)
-        found.append(recorder.load())
-    rates = [learning_rate(from_settings(TrainConfig, short["train"]), step - 1) for step in steps]
-    for name, values in dict(products=np.stack(found), learning_rates=rates, times=grid.draw_times).items(): save_array(folder/f"{name}.npy", values)
-    for leftover in folder.glob("fold-*"): shutil.rmtree(leftover)
+    stale = lambda model, samples, grid, rows, how: stale_label_products(model, samples, grid, **how)  # of all rows: one process makes it
+    make_surrogates(stage, artifacts, folder, context, stale)
 
 def make_constant_latents(stage, artifacts, folder, context):
     "Encode all training images and multiply by one constant: latents.npy (N, C, h, w); norm.json undoes it."
-    model = load_vqvae(artifacts["vqvae"], context.device)
-    raw = encode_images(model, artifacts["images"].array("images"), folder/"raw.npy", device=context.device, progress=context.progress)
-    norm = constant_norm(raw.shape[1])
-    save_array(folder/"latents.npy", norm.normalize(np.array(raw)))
-    save_json(folder/"norm.json", asdict(norm))
-    del raw
-    (folder/"raw.npy").unlink()
+    make_latents(stage, artifacts, folder, context, lambda raw: constant_norm(raw.shape[1]))
 
 # %% ../nbs/52_pipeline.ipynb #cell-60
 def make_unclamped_samples(stage, artifacts, folder, context):
     "Generate, and cast to bytes without clamping: images.npy (n, 3, H, W) uint8, labels.npy (n,)."
-    cfg = from_settings(SampleConfig, {k: v for k, v in stage.settings.items() if k != "departures"})
-    model, vqvae, norm = load_model(artifacts["model"], context.device), load_vqvae(artifacts["vqvae"], context.device), load_norm(artifacts["latents"])
-    y = None
-    if artifacts["model"].meta["settings"]["conditional"]:
-        y = torch.from_numpy(sample_labels(sample_table(artifacts["images"])["label"], cfg.n_samples, cfg.noise_seed))
-    latents = sample_latents(model, range(cfg.n_samples), artifacts["latents"].array("latents").shape[1:], cfg.noise_seed, y, cfg.batch_size, context.device,
-                             context.progress, method=cfg.method, n_steps=cfg.n_steps, cfg_scale=cfg.cfg_scale, channels=cfg.cfg_channels)
-    save_array(folder/"images.npy", decode_unclamped(vqvae, norm.denormalize(latents), device=context.device))
-    save_array(folder/"labels.npy", np.full(cfg.n_samples, -1) if y is None else y.numpy())
+    plain = replace(stage, settings={k: v for k, v in stage.settings.items() if k != "departures"})
+    decode = lambda vqvae, latents, device, progress: decode_unclamped(vqvae, latents, device=device)
+    make_samples(plain, artifacts, folder, context, decode)
 
 def make_swapped_metrics(stage, artifacts, folder, context):
     "The usual metrics with precision and recall under each other's name."

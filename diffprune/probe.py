@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['adjusted_shares', 'join_rare', 'AttributeProbe', 'fit_probes', 'probe_report', 'reliability_plot', 'probe_shares',
-           'true_shares', 'seed_interval', 'share_changes', 'share_bars']
+           'true_shares', 'minority_shares', 'share_changes', 'share_bars']
 
 # %% ../nbs/69_probe.ipynb #cell-2
 import matplotlib.pyplot as plt
@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 from scipy.optimize import nnls
-from scipy.stats import t as student_t
 from sklearn.base import BaseEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -22,6 +21,7 @@ from sklearn.utils.validation import check_is_fitted
 from .cluster import check_features
 from .plots import OKABE_ITO
 from .stages import materialise
+from .verdicts import seed_interval
 from .views import reconstruction_features, run_features
 
 # %% ../nbs/69_probe.ipynb #cell-5
@@ -176,26 +176,28 @@ def true_shares(
     return pd.DataFrame([dict(attribute=a, value=v, share=s) for a, p in probes.items() for v, s in pd.Series(p.train_values_).value_counts(normalize=True).items()],
                         columns=["attribute", "value", "share"])
 
-# %% ../nbs/69_probe.ipynb #cell-30
-def seed_interval(
-    values,  # one a seed
-    level:float=0.95,
-) -> tuple:  # mean, low, high; low and high are nan for one value
-    "Mean and Student's confidence interval over seeds."
-    values = np.asarray(values, float)
-    mean = float(values.mean())
-    if len(values) < 2: return mean, float("nan"), float("nan")
-    half = float(student_t.ppf((1 + level)/2, len(values) - 1)*values.std(ddof=1)/np.sqrt(len(values)))
-    return mean, mean - half, mean + half
+# %% ../nbs/69_probe.ipynb #cell-31
+def minority_shares(
+    table:pd.DataFrame,  # as `probe_shares` gives it
+    truth:pd.DataFrame,  # as `true_shares` gives it
+    rare:float=0.5,  # a value is rare if its share in the training set is below this part of an even one
+    column:str="adjusted",  # which shares
+) -> pd.DataFrame:  # tidy, metric "minority_share", a row a run; empty without attributes or rare values
+    "Share of images with a rare value, mean over the attributes that have one."
+    n_values = truth.groupby("attribute").value.transform("size")
+    wanted = table.merge(truth[truth.share < rare/n_values][["attribute", "value"]])
+    runs = ["method", "pruning_ratio", "seed"]
+    mean = wanted.groupby([*runs, "attribute"])[column].sum().groupby(runs).mean() if len(wanted) else pd.Series(dtype=float, index=pd.MultiIndex.from_arrays([[]]*3, names=runs))
+    return mean.rename("value").reset_index().assign(metric="minority_share", name="share of rare values")
 
-# %% ../nbs/69_probe.ipynb #cell-32
+# %% ../nbs/69_probe.ipynb #cell-34
 def share_changes(
     table:pd.DataFrame,  # tidy: attribute, value, method, seed, and the column below
     method:str,  # the method of interest
     against:str,  # the method that it is compared with
     column:str="adjusted",  # which shares
     level:float=0.95,
-) -> pd.DataFrame:  # a row an attribute and value: mean shares, difference with interval over seeds
+) -> pd.DataFrame:  # a row an attribute and value: mean shares, difference with interval over seeds (nan for one seed)
     "Paired differences of shares between two methods, seed by seed. Raises `ValueError` if a method is not in the table."
     for m in (method, against):
         if m not in set(table.method): raise ValueError(f"no method {m!r} in the table; it has {', '.join(sorted(set(table.method)))}")
@@ -203,11 +205,12 @@ def share_changes(
     rows = []
     for (attribute, value), row in wide.iterrows():
         difference = (row[method] - row[against]).dropna()
-        mean, low, high = seed_interval(difference, level)
-        rows.append({"attribute": attribute, "value": value, against: row[against].mean(), method: row[method].mean(), "difference": mean, "low": low, "high": high, "seeds": len(difference)})
+        e = seed_interval(difference, level)
+        rows.append({"attribute": attribute, "value": value, against: row[against].mean(), method: row[method].mean(), "difference": e.mean,
+                     "low": e.low if e.n > 1 else np.nan, "high": e.high if e.n > 1 else np.nan, "seeds": e.n})
     return pd.DataFrame(rows)
 
-# %% ../nbs/69_probe.ipynb #cell-35
+# %% ../nbs/69_probe.ipynb #cell-37
 def share_bars(
     table:pd.DataFrame,  # tidy: attribute, value, method, seed, and the column below
     truth:pd.DataFrame,  # attribute, value, share in the training set

@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['format_value', 'mean_and_spread', 'method_label', 'wide_table', 'to_markdown', 'escape_latex', 'to_latex',
-           'save_table', 'figures_root', 'figures_index']
+           'save_table', 'figures_index']
 
 # %% ../nbs/65_tables.ipynb #cell-2
-import os, re
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from .figures import figure_folder
+from .figures import figure_folder, figures_root
 from .prune import display_name
-from .store import load_json, project_root, save_json, temporary_path
+from .store import load_json, save_json, temporary_path
 
 # %% ../nbs/65_tables.ipynb #cell-5
 def format_value(
@@ -131,12 +131,6 @@ def save_table(
     return [folder/f"{name}.{ending}" for ending in ("csv", "md", "tex", "json")]
 
 # %% ../nbs/65_tables.ipynb #cell-30
-def figures_root(
-    root=None,  # a folder to use instead
-) -> Path:
-    "Where figures go by default: `papers_figures` in the checkout, or in the working directory outside one."
-    return Path(root or (project_root() or Path.cwd())/"papers_figures")
-
 def _origin(folder, name):
     o = load_json(folder/f"{name}.json")
     parts = [f"seeds {', '.join(map(str, o['seeds']))}" if o.get("seeds") else "", o.get("device", ""), o.get("commit", ""), o.get("created", "")[:10]]

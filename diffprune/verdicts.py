@@ -120,6 +120,7 @@ def _first_three(c):
         if c["conditional"] else
         Claim(3, "GraNd beats GraNd⁻¹ (unconditional)", "CelebA-HQ", (Contrast("GraNd lower than GraNd⁻¹", "fd", "grand", "grand_inv", "lower"),), "fig1_fid_curves")]
 
+# %% ../nbs/66_verdicts.ipynb #cell-20
 def _clusters(c):
     near, far, balanced = f"cluster_{c['backbone']}", f"cluster_{c['backbone']}_inv", f"balanced_{c['backbone']}"
     return [
@@ -134,6 +135,7 @@ def _clusters(c):
               (Contrast("balanced higher than proportional", "fd", balanced, near, "higher"),
                Contrast("minorities generated more often", "minority_share", balanced, near, "higher")), "table2_balance")]
 
+# %% ../nbs/66_verdicts.ipynb #cell-21
 def _last_three(c):
     return [
         Claim(7, "From the same noise, models of disjoint halves often draw alike images", "both",
@@ -154,7 +156,7 @@ def paper_claims(
     c = dict(conditional=conditional, backbone=backbone)
     return [*_first_three(c), *_clusters(c), *_last_three(c)]
 
-# %% ../nbs/66_verdicts.ipynb #cell-20
+# %% ../nbs/66_verdicts.ipynb #cell-22
 def claim_methods(
     backbone:str="lite0",  # of the clusters
 ) -> list:
@@ -162,7 +164,7 @@ def claim_methods(
     scored = [f"{m}{keep}" for m in ("monotonicity", "el2n", "grand", "moso") for keep in ("", "_inv")]
     return ["random", *scored, *(f"cluster_{backbone}{keep}" for keep in ("", "_mid", "_inv"))]
 
-# %% ../nbs/66_verdicts.ipynb #cell-24
+# %% ../nbs/66_verdicts.ipynb #cell-26
 def _interval_text(e, relative):
     if e is None: return "–"
     f = (lambda v: f"{100*v:+.0f} %") if relative else (lambda v: f"{v:+.2f}")
@@ -185,7 +187,7 @@ def claims_table(
             parts="; ".join(verdicts), verdict=combine(verdicts), figure=claim.figure))
     return pd.DataFrame(rows)
 
-# %% ../nbs/66_verdicts.ipynb #cell-28
+# %% ../nbs/66_verdicts.ipynb #cell-30
 SELECTION_KINDS = ("features", "clusters", "proxy", "surrogates", "influence", "scores", "subset")  # stages that exist only to choose samples
 
 def selection_seconds(
@@ -209,7 +211,7 @@ def seconds_per_step(
     if not times: raise KeyError("no model of the study is in the store")
     return float(np.median(times))
 
-# %% ../nbs/66_verdicts.ipynb #cell-29
+# %% ../nbs/66_verdicts.ipynb #cell-31
 def equal_cost_steps(
     study,  # a computed `Study`
     grain:float=0.25,  # steps are rounded to this share of the training, so that a few runs serve all methods
@@ -226,7 +228,7 @@ def equal_cost_steps(
         rows.append(dict(method=method, seconds=float(seconds), extra_steps=round(seconds/per_step), random_steps=min(allowed, limit), cut=allowed > limit))
     return pd.DataFrame(rows, columns=["method", "seconds", "extra_steps", "random_steps", "cut"])
 
-# %% ../nbs/66_verdicts.ipynb #cell-31
+# %% ../nbs/66_verdicts.ipynb #cell-33
 def compare(
     effect:Effect,  # relative difference, negative is better
     margin:float=0.05,  # what counts as no difference
@@ -255,7 +257,7 @@ def better_than_random(
         rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../nbs/66_verdicts.ipynb #cell-35
+# %% ../nbs/66_verdicts.ipynb #cell-37
 def forest(
     comparison:pd.DataFrame,  # as `better_than_random` gives it
     title:str|None=None,

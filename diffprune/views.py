@@ -46,7 +46,7 @@ def run_features(
     "Features of the images that a run generated, computing them first if need be."
     pipeline = study.pipeline
     samples, name = pipeline.samples(run.method, run.pruning_ratio, run.seed), _full(backbone)
-    return materialise(pipeline.features(samples, name, logits=name == pipeline.metrics_backbone), study.context()).array("features")
+    return materialise(pipeline.compared(samples, name), study.context()).array("features")
 
 def _full(backbone): return METHOD_BACKBONES[backbone][0] if backbone in METHOD_BACKBONES else backbone
 

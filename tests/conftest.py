@@ -1,4 +1,6 @@
-"""One store for the whole test session, so that what several tests need is computed once and nothing of the user's is touched."""
+"""One store for the whole test session and all its processes, so that what several tests need is computed once and nothing of the user's is touched."""
+import os
+
 import pytest
 
 from diffprune.store import Store
@@ -6,7 +8,10 @@ from diffprune.store import Store
 
 @pytest.fixture(scope="session")
 def store_root(tmp_path_factory):
-    return tmp_path_factory.mktemp("store")
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "store"
+    root.mkdir(exist_ok=True)
+    return root
 
 
 @pytest.fixture

@@ -178,13 +178,12 @@ def test_compiled_graph():
     batch = dict(x=torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(0)))
     same_as_plain(m, lambda batch: m(batch["x"]).square().sum((1, 2)), batch, random_direction(m))
 
-def test_without_a_compiler_it_warns_and_computes_the_same(monkeypatch):
+def test_without_a_compiler_it_warns_and_computes_the_same():
     import torch._inductor.config as inductor
-    monkeypatch.setattr(inductor.cpp, "cxx", ("/nowhere/c++",))
-    monkeypatch.setattr(inductor, "force_disable_caches", True)
     torch._dynamo.reset()
     m = nn.Sequential(nn.Linear(3, 4), nn.Tanh()).double()
     x = torch.randn(5, 2, 3).double()
     losses = lambda batch: m(batch["x"]).square().sum((1, 2))
-    with pytest.warns(UserWarning, match="could not be compiled"): found = CompiledGradients(m, losses)(dict(x=x))
+    with inductor.patch({"cpp.cxx": ("/nowhere/c++",), "force_disable_caches": True}), pytest.warns(UserWarning, match="could not be compiled"):
+        found = CompiledGradients(m, losses)(dict(x=x))
     torch.testing.assert_close(found.norm, sample_gradients(m, lambda: losses(dict(x=x))).norm)

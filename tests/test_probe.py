@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import accuracy_score, confusion_matrix
 
-from diffprune.probe import AttributeProbe, adjusted_shares, fit_probes, join_rare, seed_interval, share_changes
+from diffprune.probe import AttributeProbe, adjusted_shares, fit_probes, join_rare, minority_shares, share_changes
 from diffprune.study import Study
 
 shares = arrays(float, 4, elements=st.floats(0.01, 1)).map(lambda a: a / a.sum())
@@ -61,9 +61,18 @@ def test_rare_values_are_joined():
 
 
 def test_intervals_need_two_seeds():
-    mean, low, high = seed_interval([0.3])
-    assert mean == 0.3 and np.isnan(low) and np.isnan(high)
-    assert seed_interval([0.2, 0.2, 0.2])[1:] == pytest.approx((0.2, 0.2))
+    rows = [dict(attribute="hat", value="fez", method=m, seed=0, adjusted=a) for m, a in (("balanced", 0.4), ("cluster", 0.1))]
+    change = share_changes(pd.DataFrame(rows), "balanced", "cluster").iloc[0]
+    assert change.difference == pytest.approx(0.3) and np.isnan(change.low) and np.isnan(change.high)
+
+
+def test_minorities_are_values_that_the_training_set_has_few_of():
+    truth = pd.DataFrame(dict(attribute=["hat"] * 4 + ["skin"] * 2, value=["none", "fez", "cap", "crown", "a", "b"], share=[0.8, 0.13, 0.05, 0.02, 0.8, 0.2]))
+    rows = [dict(truth.iloc[i], method="random", pruning_ratio=0.5, seed=s, counted=0.5, adjusted=a) for s in (0, 1) for i, a in enumerate((0.7, 0.1, 0.15, 0.05, 0.6, 0.4))]
+    found = minority_shares(pd.DataFrame(rows), truth)
+    assert found.seed.tolist() == [0, 1] and set(found.metric) == {"minority_share"}
+    assert found.value.tolist() == pytest.approx([(0.15 + 0.05 + 0.4) / 2] * 2)  # below 1/8 of hats, below 1/4 of skins
+    assert len(minority_shares(pd.DataFrame(rows), truth, rare=0.01)) == 0
 
 
 def test_changes_are_paired_by_seed():

@@ -1,58 +1,16 @@
 """The study and its first figure, at the smoke preset, as a user would call them."""
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pandas as pd
-import pytest
 
 from diffprune.store import Store
 from diffprune.study import Run, Study
 
-ROOT = Path(__file__).parents[1]
 SHORT = {"train.steps": 12, "vqvae_train.steps": 8}
-
-
-def papermill(tmp_path, store_root, *parameters):
-    "Run the notebook the way the README says, with the figures and the store elsewhere."
-    env = dict(os.environ, DIFFPRUNE_STORE=str(store_root), DIFFPRUNE_DATA="", OMP_NUM_THREADS="1")
-    args = [a for p in parameters for a in ("-p", *p)]
-    return subprocess.run([sys.executable, "-m", "papermill", str(ROOT / "nbs/fig1_fid_curves.ipynb"), *args],
-                          cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
-
-
-def test_figure_1_from_the_command_line(tmp_path, store_root):
-    done = papermill(tmp_path, store_root, ("dataset", "digits"), ("preset", "smoke"), ("methods", "random"), ("ratios", "[0.9]"), ("seeds", "0"))
-    assert done.returncode == 1 and "seeds must be list" in done.stderr, done.stderr[-2000:]
-    done = papermill(tmp_path, store_root, ("dataset", "digits"), ("preset", "smoke"), ("methods", "random,cluster_lite0"), ("ratios", "[0.9]"), ("seeds", "[0]"))
-    assert done.returncode == 0, done.stderr[-3000:]
-    folder = tmp_path / "papers_figures/digits/smoke"
-    assert {p.name for p in folder.iterdir()} == {f"{n}.{e}" for n in ("fig1_fid_curves", "fig1_samples") for e in ("pdf", "png", "csv", "json")}
-    table = pd.read_csv(folder / "fig1_fid_curves.csv")
-    assert set(table.method) == {"unpruned", "random", "cluster_lite0", "validation"}
-    assert "FD (pixels)" in set(table.name) and "FID" not in set(table.name)
-    origin = json.loads((folder / "fig1_fid_curves.json").read_text())
-    assert origin["preset"] == "smoke" and origin["settings"]["train"]["steps"] == 20 and origin["commit"]
-
-
-@pytest.mark.parametrize("parameters, message", [
-    ((("dataset", "celeba"),), "digits"),
-    ((("dataset", "celebahq"),), "DIFFPRUNE_DATA"),
-    ((("preset", "laptop"),), "smoke, cpu, gpu, paper"),
-    ((("ratios", "[1.5]"),), "[0, 1)"),
-    ((("methods", "cluster_vgg"),), "cluster_lite0"),
-    ((("datset", "digits"),), "did you mean 'dataset'"),
-    ((("force", "yes"),), "force must be bool"),
-])
-def test_figure_1_says_what_is_wrong(tmp_path, store_root, parameters, message):
-    done = papermill(tmp_path, store_root, *parameters)
-    assert done.returncode != 0
-    assert message in done.stderr
-    assert not (tmp_path / "papers_figures").exists()
 
 
 def test_killed_study_goes_on_and_gives_the_same(tmp_path, store_root):

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diffprune.figures import figure_folder
 from diffprune.tables import escape_latex, figures_index, format_value, mean_and_spread, save_table, to_latex, to_markdown, wide_table
 
 ORIGIN = dict(dataset="folder:/my photos", preset="cpu", seeds=[0], device="cpu", commit="abc", created="2026-01-01")
@@ -71,3 +72,8 @@ def test_index_lists_tables_without_pictures(tmp_path):
     text = figures_index(tmp_path).read_text()
     assert "## folder_my_photos, preset `cpu`" in text and "[table](folder_my_photos/cpu/table1.md)" in text and "abc" in text
     assert "<img" not in text
+
+
+def test_index_is_written_where_the_figures_are(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFPRUNE_FIGURES", str(tmp_path))
+    assert figure_folder("digits", "cpu").parents[1] == figures_index().parent == tmp_path

@@ -9,6 +9,8 @@ separate process per contender, beyond what model and data take. Opacus is optio
 """
 import argparse
 import copy
+import ctypes
+import gc
 import json
 import os
 import platform
@@ -108,6 +110,17 @@ def forward_mode(model, args, along=None):
         return flow_matching_loss(lambda x, t, y=None, drop=None: torch.func.functional_call(model, params, (x, t, y, drop)), **args)
     with sdpa_kernel(SDPBackend.MATH): return torch.func.jvp(losses, (params,), (along,))[1]
 
+def forward_mode_compiled(model, args, along=None, fused=None):
+    "The same as one compiled graph."
+    with torch.no_grad(): return fused({n: p.detach() for n, p in parameters(model).items()}, along, args)
+
+def compiled_jvp(model):
+    def products(params, along, args):
+        def losses(params):
+            return flow_matching_loss(lambda x, t, y=None, drop=None: torch.func.functional_call(model, params, (x, t, y, drop)), **args)
+        with sdpa_kernel(SDPBackend.MATH): return torch.func.jvp(losses, (params,), (along,))[1]
+    return torch.compile(products)
+
 def train_step(model, args, along=None, optimizer=None):
     optimizer.zero_grad(set_to_none=True)
     flow_matching_loss(model, **args).mean().backward()
@@ -131,7 +144,9 @@ def contenders(model, args, task, chunk, n_slow):
         wrapped = GradSampleModule(copy.deepcopy(model), loss_reduction="sum", strict=False)
         out["Opacus"] = (partial(opacus, model, few, along, chunk, wrapped), n_slow)
     except ImportError: pass
-    if task == "MoSo": out["jvp"] = (partial(forward_mode, model, args, along), len(args["t"]))
+    if task == "MoSo":
+        out["jvp"] = (partial(forward_mode, model, args, along), len(args["t"]))
+        out["jvp compiled"] = (partial(forward_mode_compiled, model, args, along, compiled_jvp(model)), len(args["t"]))
     else:
         student = copy.deepcopy(model)
         optimizer = torch.optim.AdamW(student.parameters(), lr=0., fused=True)
@@ -181,45 +196,53 @@ def markdown(table):
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     show = lambda v, f: "" if v is None or v != v else format(v, f)
     for r in table.itertuples():
-        lines.append(f"| {r.task} | {r.tokens} | {r.contender} | {r.ms:.1f} | {r.speedup:.2f} | {show(r.peak_mib, '.0f')} | {r.at_a_time} | {show(r.error, '.0e')} |")
+        lines.append(f"| {r.task} | {r.tokens} | {r.contender} | {show(r.ms, '.1f')} | {show(r.speedup, '.2f')} | {show(r.peak_mib, '.0f')} | {show(r.at_a_time, '.0f')} | {show(r.error, '.0e')} |")
     return "\n".join(lines)
 
 def main():
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument("--model", default="DiT-S/2"); a.add_argument("--device", default="cpu")
     a.add_argument("--tokens", type=int, nargs="+", default=[16, 64, 256])
-    a.add_argument("--batch", type=int, nargs="+", default=[64, 32, 8], help="samples at a time for the batched ways, one for each --tokens")
+    a.add_argument("--batch", type=int, nargs="+", default=[128, 32, 8], help="samples at a time for the batched ways, one for each --tokens")
     a.add_argument("--slow", type=int, default=4, help="samples for the loop and for those that hold gradients")
     a.add_argument("--chunk", type=int, default=4, help="per-sample gradients held at a time by vmap and Opacus")
     a.add_argument("--rounds", type=int, default=3); a.add_argument("--threads", type=int, default=os.cpu_count())
     a.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: processor time, for a busy machine")
     a.add_argument("--tasks", nargs="+", default=["GraNd", "MoSo"], choices=["GraNd", "MoSo"])
-    a.add_argument("--no-memory", action="store_true"); a.add_argument("--out", default=str(HERE)); a.add_argument("--peak-of")
+    a.add_argument("--measure", nargs="+", default=["time", "memory"], choices=["time", "memory"], help="what is not measured is kept from the table that is there")
+    a.add_argument("--out", default=str(HERE)); a.add_argument("--peak-of")
     o = a.parse_args()
     torch.set_num_threads(o.threads)
     if o.peak_of:
         model, args = setup(o.tokens[0], o.batch[0], o.model, o.device)
         found = contenders(model, args, o.tasks[0], o.chunk, o.slow)
-        print(peak_here(found[o.peak_of][0], o.device)); return
+        f = found[o.peak_of][0]
+        if "compiled" in o.peak_of:                                 # what the compiler itself takes does not count
+            f(); gc.collect()
+            if o.device == "cpu": ctypes.CDLL(None).malloc_trim(0)
+        print(peak_here(f, o.device)); return
     path = Path(o.out) / f"gradients-{o.device}.csv"
     cpu = next((l.split(":")[1].strip() for l in Path("/proc/cpuinfo").read_text().splitlines() if l.startswith("model name")), platform.processor())
-    facts = dict(model=o.model, device=torch.cuda.get_device_name() if o.device == "cuda" else f"{cpu}, {o.threads} thread(s)", clock=o.clock, rounds=o.rounds, torch=torch.__version__, commit=commit())
+    facts = dict(model=o.model, measured=" ".join(o.measure), device=torch.cuda.get_device_name() if o.device == "cuda" else f"{cpu}, {o.threads} thread(s)", clock=o.clock, rounds=o.rounds, torch=torch.__version__, commit=commit())
     for tokens, batch in zip(o.tokens, o.batch):
         for task in o.tasks:
             found = []
             model, args = setup(tokens, batch, o.model, o.device)
             cases = contenders(model, args, task, o.chunk, o.slow)
-            error, times = errors(cases, o.slow), timed(cases, o.rounds, o.device, o.clock)
+            error, times = (errors(cases, o.slow), timed(cases, o.rounds, o.device, o.clock)) if "time" in o.measure else ({}, None)
             for name, (f, n) in cases.items():
-                memory = None if o.no_memory else peak(name, task, tokens, batch, o)
-                found.append(dict(task=task, tokens=tokens, contender=name, ms=1e3 * min(times[name]), error=error.get(name), at_a_time=n if name not in ("loop",) else 1,
-                                  speedup=float(np.median(np.array(times["loop"]) / np.array(times[name]))), peak_mib=None if memory is None else memory / 2**20))
-                print(found[-1], file=sys.stderr, flush=True)
+                row = dict(task=task, tokens=tokens, contender=name)
+                if times: row |= dict(ms=1e3 * min(times[name]), speedup=float(np.median(np.array(times["loop"]) / np.array(times[name]))), error=error.get(name), at_a_time=1 if name == "loop" else n)
+                if "memory" in o.measure: row["peak_mib"] = (lambda m: None if m is None else m / 2**20)(peak(name, task, tokens, batch, o))
+                print(row, file=sys.stderr, flush=True)
+                found.append(row)
             del model, cases
-            table = pd.DataFrame(found)
-            if path.is_file():                                      # results of other sizes are kept
+            table, key = pd.DataFrame(found), ["task", "tokens", "contender"]
+            if path.is_file():                                      # other sizes, and what was not measured now, are kept
                 old = pd.read_csv(path)
+                table = table.merge(old[[c for c in old if c in key or c not in table]], on=key, how="left")
                 table = pd.concat([old[(old.task != task) | (old.tokens != tokens)], table]).sort_values(["task", "tokens"], kind="stable")
+            table = table.reindex(columns=[*key, "ms", "speedup", "peak_mib", "at_a_time", "error"])
             table.to_csv(path, index=False)
             path.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
             torch._dynamo.reset()
