@@ -9,6 +9,8 @@ whatever else the machine does falls on all of them. Beside the wall time stands
 other work on the machine hardly changes. Results are written to benchmarks/metrics/results/<case>.json.
 """
 import argparse
+import ctypes
+import gc
 import json
 import os
 import platform
@@ -33,9 +35,11 @@ from diffprune.coverage import precision_recall
 from diffprune.fidelity import inception_score, kernel_distance
 from diffprune.frechet import FeatureStats, frechet_distance, frechet_from_few
 from diffprune.neighbours import nearest
+from diffprune.store import git_commit
 from diffprune.vendi import vendi_score
 
 RESULTS = Path(__file__).parent / "results"
+trim = getattr(ctypes.CDLL(None), "malloc_trim", None)                           # of glibc
 
 
 def own_gb():
@@ -44,8 +48,8 @@ def own_gb():
     return int(line.split()[1]) / 1e6
 
 
-def timed(run, every=0.05):
-    "Result of `run()`, its seconds, and the memory before it and at its peak, sampled every 50 ms."
+def watched(run, every=0.02):
+    "Result of `run()`, its seconds, and the memory in GB before it and at its peak, sampled every 20 ms."
     samples, done = [own_gb()], threading.Event()
 
     def watch():
@@ -55,25 +59,33 @@ def timed(run, every=0.05):
     result = run()
     seconds = time.perf_counter() - start
     done.set(), watcher.join()
-    return result, {"seconds": round(seconds, 1), "gb_before": round(samples[0], 2), "gb_peak": round(max(samples), 2)}
+    return result, seconds, samples[0], max(samples)
+
+
+def timed(run):
+    "Result of `run()`, and its seconds and memory for a table."
+    result, seconds, before, peak = watched(run)
+    return result, {"seconds": round(seconds, 1), "gb_before": round(before, 2), "gb_peak": round(peak, 2)}
 
 
 def compare(methods, repeats):
-    "Wall and CPU seconds of each method, the least of `repeats` interleaved runs, and its last result."
-    wall, cpu, values = {name: [] for name in methods}, {name: [] for name in methods}, {}
+    "Wall and CPU seconds of each method, the least of `repeats` interleaved runs, the GB that it takes beyond what was there, and its last result."
+    wall, cpu, grown, values = *({name: [] for name in methods} for _ in range(3)), {}
     for _ in range(repeats):
         for name, method in methods.items():
-            start, work = time.perf_counter(), time.process_time()
-            values[name] = method()
-            wall[name].append(time.perf_counter() - start), cpu[name].append(time.process_time() - work)
-            print(f"  {name:24} {wall[name][-1]:9.3f} s, {cpu[name][-1]:9.3f} s of CPU", flush=True)
-    return {name: (min(wall[name]), min(cpu[name])) for name in methods}, values
+            gc.collect()
+            if trim: trim(0)                                                     # what the one before has freed goes back, so that it does not hide what this one takes
+            work = time.process_time()
+            values[name], seconds, before, peak = watched(method)
+            wall[name].append(seconds), cpu[name].append(time.process_time() - work), grown[name].append(peak - before)
+            print(f"  {name:24} {wall[name][-1]:9.3f} s, {cpu[name][-1]:9.3f} s of CPU, {grown[name][-1]:6.2f} GB", flush=True)
+    return {name: (min(wall[name]), min(cpu[name]), max(grown[name])) for name in methods}, values
 
 
 def table(seconds, errors, ours="diffprune"):
     "One row a method: seconds, how many times ours, error."
     return {name: {"wall_s": round(w, 3), "cpu_s": round(c, 3), "wall_ratio": round(w / seconds[ours][0], 2), "cpu_ratio": round(c / seconds[ours][1], 2),
-                   "error": errors[name]} for name, (w, c) in seconds.items()}
+                   "gb": round(g, 3), "error": errors[name]} for name, (w, c, g) in seconds.items()}
 
 
 def relative(a, b):
@@ -207,17 +219,17 @@ def report():
     "The stored results of the comparisons as Markdown tables."
     for path in sorted(RESULTS.glob("*.json")):
         result = json.loads(path.read_text())
-        print(f"\n**{path.stem}**: {result['case']}; {result['threads']} thread(s), load of the machine {result['load'][0]}\n")
+        print(f"\n**{path.stem}**: {result['case']}; {result['threads']} thread(s), load of the machine {result['load'][0]}, commit {result.get('commit', 'not recorded')}\n")
         if "methods" in result:
-            print(f"| method | wall s | CPU s | CPU time / ours | {result['error']} |\n|---|---|---|---|---|")
+            print(f"| method | wall s | wall time / ours | CPU s | CPU time / ours | memory, GB | {result['error']} |\n" + "|---" * 7 + "|")
             for name, r in flat(result["methods"]):
-                print(f"| {name} | {r['wall_s']:.2f} | {r['cpu_s']:.2f} | {r['cpu_ratio']:.1f} | {r['error']:.1g} |")
+                print(f"| {name} | {r['wall_s']:.2f} | {r['wall_ratio']:.2f} | {r['cpu_s']:.2f} | {r['cpu_ratio']:.2f} | {r['gb']:.2f} | {r['error']:.1g} |")
         elif "relative_difference" in result:
             print("| metric | " + " | ".join(result["relative_difference"]) + " |\n|---|---|---|")
             for metric in result["relative_difference"]["float64"]:
                 print(f"| {metric} | " + " | ".join(f"{d[metric]:.1g}" for d in result["relative_difference"].values()) + " |")
         else:
-            shown = {k: v for k, v in result.items() if k not in ("case", "threads", "load", "python", "torch", "numpy")}
+            shown = {k: v for k, v in result.items() if k not in ("case", "threads", "load", "python", "torch", "numpy", "commit") and v is not None}
             print("| " + " | ".join(shown) + " |\n" + "|---" * len(shown) + "|\n| " + " | ".join(str(v) for v in shown.values()) + " |")
 
 
@@ -241,7 +253,7 @@ def main():
         print(case, flush=True)
         with threadpool_limits(args.threads):
             result = CASES[case](args.repeats)
-        result |= {"threads": args.threads, "load": [round(x, 1) for x in os.getloadavg()], "python": platform.python_version(),
+        result |= {"threads": args.threads, "load": [round(x, 1) for x in os.getloadavg()], "commit": git_commit(), "python": platform.python_version(),
                    "torch": torch.__version__, "numpy": np.__version__}
         (RESULTS / f"{case}.json").write_text(json.dumps(result, indent=1) + "\n")
         print(json.dumps(result, indent=1), flush=True)
