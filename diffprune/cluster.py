@@ -84,7 +84,8 @@ def assign(X: np.ndarray,        # (N, d) float32
     moved = np.ascontiguousarray(centers - shift, np.float32)
     work = partial(_assign_block, X, moved, shift, (moved**2).sum(1) / 2, means, block)
     labels, squared, total = np.empty(len(X), np.int64), np.empty(len(X), np.float32), np.zeros(moved.shape)
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(faiss.omp_get_max_threads()) as pool:
+    threads = faiss.omp_get_max_threads()  # asked for first: the limit on faiss' own BLAS is one on OpenMP too
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
         for i, result in zip(range(0, len(X), block), pool.map(work, range(0, len(X), block))):
             labels[i:i + block], squared[i:i + block] = result[:2]
             if means: total += result[2]

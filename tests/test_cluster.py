@@ -1,4 +1,8 @@
 """k-means: agreement with scikit-learn, determinism, degenerate and bad input."""
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import sklearn.cluster
@@ -95,3 +99,15 @@ def test_choose_k():
     assert default_ks(16)[-1] == 4 and default_ks(10**6)[-1] == 64 and (np.diff(default_ks(100)) > 0).all()
     with pytest.raises(ValueError): default_ks(15)
     with pytest.raises(ValueError): knee([1, 2], [2, 1])
+
+
+def test_all_threads_are_used():
+    "In a process of its own: a limit on one library's threads was once taken for the number that there are."
+    code = ("import faiss, numpy as np, diffprune.cluster as c\n"
+            "pool, asked = c.ThreadPoolExecutor, []\n"
+            "c.ThreadPoolExecutor = lambda n: asked.append(n) or pool(n)\n"
+            "X = np.random.default_rng(0).standard_normal((64, 8), dtype=np.float32)\n"
+            "for _ in range(2): c.assign(X, X[:4], means=True)\n"
+            "assert asked == [3, 3] == [faiss.omp_get_max_threads()] * 2, asked\n")
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"OMP_NUM_THREADS": "3"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
