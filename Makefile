@@ -55,7 +55,7 @@ test: $(VENV)/.installed-bundled,dev
 	$(BIN)/nbdev_clean
 	git diff --exit-code --stat -- nbs || { echo "notebooks are not clean: run nbdev_clean and commit"; exit 1; }
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -n 2 --dist loadgroup --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -n 2 --dist loadfile --durations=15
 
 lab: $(VENV)/.installed-bundled,lab
 	$(BIN)/jupyter lab --notebook-dir nbs

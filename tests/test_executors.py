@@ -12,7 +12,6 @@ from diffprune.executors import StudyJob, Watch, submit
 from diffprune.study import Study
 from slurm_node import slurm_node, unavailable
 
-pytestmark = pytest.mark.xdist_group("executors")  # with one process of pytest-xdist, since what they share takes long to make
 SHORT = {"vqvae_train.steps": 8, "train.steps": 12, "n_bootstrap": 2}
 NODE = dict(cpus_per_task=1, slurm_signal_delay_s=30)  # Slurm's default signal, 90 s before the end, comes too early for jobs this short
 

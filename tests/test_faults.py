@@ -12,7 +12,6 @@ import pytest
 
 from diffprune.store import Store
 
-pytestmark = pytest.mark.xdist_group("faults")  # with one process of pytest-xdist, since what they share takes long to make
 SCRIPT = Path(__file__).parents[1] / "benchmarks/faults/run.py"
 CHOSEN = ["--methods", "el2n", "--kinds", "proxy,model"]  # the stages that take time, and all that follows from them
 

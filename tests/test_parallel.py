@@ -21,7 +21,6 @@ from diffprune.parallel import OtherProcessError, Processes, agree, first_then_o
 from diffprune.store import Store, load_array, save_array
 from diffprune.study import study_devices
 
-pytestmark = pytest.mark.xdist_group("parallel")  # with one process of pytest-xdist, since what they share takes long to make
 HERE = Path(__file__).parent
 spec = importlib.util.spec_from_file_location("compare", HERE.parent / "benchmarks/parallel/compare.py")
 compare = importlib.util.module_from_spec(spec)

@@ -185,11 +185,11 @@ def peak_here(f, device):
     return read("VmHWM:") - before
 
 def peak(name, task, tokens, batch, o):
-    "The same in a fresh process."
+    "The same in a fresh process, in MiB; None if it fails."
     cmd = [sys.executable, __file__, "--peak-of", name, "--tasks", task, "--tokens", str(tokens), "--batch", str(batch), "--model", o.model,
            "--device", o.device, "--threads", str(o.threads), "--chunk", str(o.chunk), "--slow", str(o.slow)]
     done = subprocess.run(cmd, capture_output=True, text=True)
-    return int(done.stdout.split()[-1]) if done.returncode == 0 else None
+    return int(done.stdout.split()[-1]) / 2**20 if done.returncode == 0 else None
 
 def markdown(table):
     head = ["task", "tokens", "contender", "ms a sample", "times the loop's speed", "peak memory, MiB", "samples at a time", "largest error"]
@@ -210,6 +210,7 @@ def main():
     a.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: processor time, for a busy machine")
     a.add_argument("--tasks", nargs="+", default=["GraNd", "MoSo"], choices=["GraNd", "MoSo"])
     a.add_argument("--measure", nargs="+", default=["time", "memory"], choices=["time", "memory"], help="what is not measured is kept from the table that is there")
+    a.add_argument("--only", nargs="+", help="contenders whose memory is measured; by default all")
     a.add_argument("--out", default=str(HERE)); a.add_argument("--peak-of")
     o = a.parse_args()
     torch.set_num_threads(o.threads)
@@ -223,7 +224,7 @@ def main():
         print(peak_here(f, o.device)); return
     path = Path(o.out) / f"gradients-{o.device}.csv"
     cpu = next((l.split(":")[1].strip() for l in Path("/proc/cpuinfo").read_text().splitlines() if l.startswith("model name")), platform.processor())
-    facts = dict(model=o.model, measured=" ".join(o.measure), device=torch.cuda.get_device_name() if o.device == "cuda" else f"{cpu}, {o.threads} thread(s)", clock=o.clock, rounds=o.rounds, torch=torch.__version__, commit=commit())
+    facts = dict(model=o.model, device=torch.cuda.get_device_name() if o.device == "cuda" else f"{cpu}, {o.threads} thread(s)", clock=o.clock, rounds=o.rounds, torch=torch.__version__, commit=commit())
     for tokens, batch in zip(o.tokens, o.batch):
         for task in o.tasks:
             found = []
@@ -233,18 +234,20 @@ def main():
             for name, (f, n) in cases.items():
                 row = dict(task=task, tokens=tokens, contender=name)
                 if times: row |= dict(ms=1e3 * min(times[name]), speedup=float(np.median(np.array(times["loop"]) / np.array(times[name]))), error=error.get(name), at_a_time=1 if name == "loop" else n)
-                if "memory" in o.measure: row["peak_mib"] = (lambda m: None if m is None else m / 2**20)(peak(name, task, tokens, batch, o))
+                if "memory" in o.measure and (not o.only or name in o.only): row["peak_mib"] = peak(name, task, tokens, batch, o)
                 print(row, file=sys.stderr, flush=True)
                 found.append(row)
             del model, cases
             table, key = pd.DataFrame(found), ["task", "tokens", "contender"]
             if path.is_file():                                      # other sizes, and what was not measured now, are kept
                 old = pd.read_csv(path)
-                table = table.merge(old[[c for c in old if c in key or c not in table]], on=key, how="left")
+                before = old.set_index(key).reindex(pd.MultiIndex.from_frame(table[key])).reset_index(drop=True)
+                for c in before: table[c] = table[c].fillna(before[c]) if c in table else before[c]
                 table = pd.concat([old[(old.task != task) | (old.tokens != tokens)], table]).sort_values(["task", "tokens"], kind="stable")
             table = table.reindex(columns=[*key, "ms", "speedup", "peak_mib", "at_a_time", "error"])
             table.to_csv(path, index=False)
-            path.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
+            known = json.loads(path.with_suffix(".json").read_text()) if path.with_suffix(".json").is_file() else {}
+            path.with_suffix(".json").write_text(json.dumps(known | {measure: facts for measure in o.measure}, indent=1) + "\n")
             torch._dynamo.reset()
     print(json.dumps(facts)); print(markdown(table))
 
