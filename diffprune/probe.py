@@ -187,7 +187,7 @@ def minority_shares(
     n_values = truth.groupby("attribute").value.transform("size")
     wanted = table.merge(truth[truth.share < rare/n_values][["attribute", "value"]])
     runs = ["method", "pruning_ratio", "seed"]
-    mean = wanted.groupby([*runs, "attribute"])[column].sum().groupby(runs).mean() if len(wanted) else pd.Series(dtype=float, index=pd.MultiIndex.from_arrays([[]]*3, names=runs))
+    mean = wanted.groupby([*runs, "attribute"])[column].sum().groupby(runs).mean().astype(float)
     return mean.rename("value").reset_index().assign(metric="minority_share", name="share of rare values")
 
 # %% ../nbs/69_probe.ipynb #cell-34

@@ -7,6 +7,7 @@ from hypothesis.extra.numpy import arrays
 from sklearn.metrics import accuracy_score, confusion_matrix
 
 from diffprune.probe import AttributeProbe, adjusted_shares, fit_probes, join_rare, minority_shares, share_changes
+from diffprune.verdicts import seed_interval
 from diffprune.study import Study
 
 shares = arrays(float, 4, elements=st.floats(0.01, 1)).map(lambda a: a / a.sum())
@@ -64,6 +65,7 @@ def test_intervals_need_two_seeds():
     rows = [dict(attribute="hat", value="fez", method=m, seed=0, adjusted=a) for m, a in (("balanced", 0.4), ("cluster", 0.1))]
     change = share_changes(pd.DataFrame(rows), "balanced", "cluster").iloc[0]
     assert change.difference == pytest.approx(0.3) and np.isnan(change.low) and np.isnan(change.high)
+    assert seed_interval([0.2, 0.2, 0.2])[1:3] == pytest.approx((0.2, 0.2))
 
 
 def test_minorities_are_values_that_the_training_set_has_few_of():

@@ -103,23 +103,18 @@ def opacus(model, args, along=None, chunk=4, wrapped=None):
         for p in found.values(): p.grad_sample = None
     return torch.cat(out)
 
-def forward_mode(model, args, along=None):
-    "torch.func.jvp along the direction, attention written out."
-    params = {n: p.detach() for n, p in parameters(model).items()}
+def products(model, params, along, args):
     def losses(params):
         return flow_matching_loss(lambda x, t, y=None, drop=None: torch.func.functional_call(model, params, (x, t, y, drop)), **args)
     with sdpa_kernel(SDPBackend.MATH): return torch.func.jvp(losses, (params,), (along,))[1]
 
+def forward_mode(model, args, along=None):
+    "torch.func.jvp along the direction, attention written out."
+    return products(model, {n: p.detach() for n, p in parameters(model).items()}, along, args)
+
 def forward_mode_compiled(model, args, along=None, fused=None):
     "The same as one compiled graph."
     with torch.no_grad(): return fused({n: p.detach() for n, p in parameters(model).items()}, along, args)
-
-def compiled_jvp(model):
-    def products(params, along, args):
-        def losses(params):
-            return flow_matching_loss(lambda x, t, y=None, drop=None: torch.func.functional_call(model, params, (x, t, y, drop)), **args)
-        with sdpa_kernel(SDPBackend.MATH): return torch.func.jvp(losses, (params,), (along,))[1]
-    return torch.compile(products)
 
 def train_step(model, args, along=None, optimizer=None):
     optimizer.zero_grad(set_to_none=True)
@@ -146,7 +141,7 @@ def contenders(model, args, task, chunk, n_slow):
     except ImportError: pass
     if task == "MoSo":
         out["jvp"] = (partial(forward_mode, model, args, along), len(args["t"]))
-        out["jvp compiled"] = (partial(forward_mode_compiled, model, args, along, compiled_jvp(model)), len(args["t"]))
+        out["jvp compiled"] = (partial(forward_mode_compiled, model, args, along, torch.compile(partial(products, model))), len(args["t"]))
     else:
         student = copy.deepcopy(model)
         optimizer = torch.optim.AdamW(student.parameters(), lr=0., fused=True)
