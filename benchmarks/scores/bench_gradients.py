@@ -116,6 +116,14 @@ def forward_mode_compiled(model, args, along=None, fused=None):
     "The same as one compiled graph."
     with torch.no_grad(): return fused({n: p.detach() for n, p in parameters(model).items()}, along, args)
 
+@torch.no_grad()
+def matrix_products(model, args, along, tokens):
+    "A floor for forward mode: the three products of each block's linear layers alone (inputs and tangents with the weights, inputs with the direction)."
+    layers = [(n, m) for n, m in model.blocks.named_modules() if isinstance(m, nn.Linear) and "adaLN" not in n]
+    x = {d: torch.randn(len(args["t"]) * tokens, d, device=args["t"].device) for d in {m.in_features for _, m in layers}}
+    for n, m in layers:
+        for w in (m.weight, m.weight, along[f"blocks.{n}.weight"]): nn.functional.linear(x[m.in_features], w)
+
 def train_step(model, args, along=None, optimizer=None):
     optimizer.zero_grad(set_to_none=True)
     flow_matching_loss(model, **args).mean().backward()
@@ -141,6 +149,7 @@ def contenders(model, args, task, chunk, n_slow):
     except ImportError: pass
     if task == "MoSo":
         out["jvp"] = (partial(forward_mode, model, args, along), len(args["t"]))
+        out["matrix products of jvp"] = (partial(matrix_products, model, args, along, model.pos_embed.shape[1]), len(args["t"]))
         out["jvp compiled"] = (partial(forward_mode_compiled, model, args, along, torch.compile(partial(products, model))), len(args["t"]))
     else:
         student = copy.deepcopy(model)
@@ -167,7 +176,7 @@ def timed(cases, rounds, device, kind):
 def errors(cases, n_slow):
     exact = cases["loop"][0]()
     relative = lambda v: ((v[:n_slow].float() - exact).abs() / exact.abs().max()).max().item()
-    return {name: relative(f()) for name, (f, _) in cases.items() if name not in ("loop", "training step", "forward")}
+    return {name: relative(f()) for name, (f, _) in cases.items() if name not in ("loop", "training step", "forward", "matrix products of jvp")}
 
 def peak_here(f, device):
     "Bytes beyond the present use while `f` runs."
