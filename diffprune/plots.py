@@ -7,6 +7,8 @@ __all__ = ['OKABE_ITO', 'MARKERS', 'MODEL_STYLES', 'method_style', 'ratio_curves
            'image_table']
 
 # %% ../nbs/60_plots.ipynb #cell-2
+import textwrap
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -104,6 +106,12 @@ def model_curves(
     return fig
 
 # %% ../nbs/60_plots.ipynb #cell-23
+def _title(fig, text):
+    "A title above a figure, on as many lines as its width asks for."
+    lines = textwrap.wrap(text, int(17*fig.get_figwidth()))                # 17 characters of this size an inch
+    fig.set_figheight(fig.get_figheight() + 0.13*(len(lines) - 1))
+    fig.suptitle("\n".join(lines), fontsize=8)
+
 def image_rows(
     rows:dict,  # name of a row -> images (n, 3, H, W) uint8
     title:str|None=None,  # above the figure
@@ -119,7 +127,7 @@ def image_rows(
         ax.set(xticks=[], yticks=[])
         ax.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=7)
         ax.spines[:].set_visible(False)
-    if title: fig.suptitle(title, fontsize=8)
+    if title: _title(fig, title)
     return fig
 
 # %% ../nbs/60_plots.ipynb #cell-27
@@ -150,5 +158,5 @@ def image_table(
     step, cell = (lines[0].shape[1] + between)/len(columns), (lines[0].shape[1] + between)/len(columns) - between
     axes[0, 0].set_xticks([step*i + cell/2 for i in range(len(columns))], columns, fontsize=7)
     axes[0, 0].tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0, pad=1)
-    if title: fig.suptitle(title, fontsize=8)
+    if title: _title(fig, title)
     return fig
