@@ -1,10 +1,9 @@
 """Every figure notebook, run the way the README says, at the smoke preset, with the figures and the store elsewhere."""
-import json
 import re
 
 import pandas as pd
 import pytest
-from figure_runs import COMMON, LONGEST, NOTEBOOKS, run_alone
+from figure_runs import LONGEST, NOTEBOOKS, run_alone
 from notebooks import ROOT, papermill, run_head, run_here
 
 

@@ -104,12 +104,12 @@ def test_scale_one_needs_no_null_label():
 
 @pytest.mark.parametrize("method, kw", [("euler", dict(n_steps=7)), ("heun", dict(n_steps=7)), ("dopri5", dict(rtol=1e-4, atol=1e-4))])
 def test_solvers_are_deterministic_and_keep_type(method, kw):
-    m, (x, t, y) = model(), batch()
+    m, (x, _, y) = model(), batch()
     a, b = (sample_ode(m, x, y, method=method, **kw) for _ in range(2))
     assert torch.equal(a, b) and a.dtype == x.dtype and not a.requires_grad
 
 def test_euler_and_heun_against_loops_written_out():
-    m, (x, t, y) = model(), batch()
+    m, (x, _, y) = model(), batch()
     v = lambda x, t: m(x, torch.full((5,), t), y)
     e, h, n = x, x, 9
     for i in range(n):
