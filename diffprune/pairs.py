@@ -37,17 +37,18 @@ def likeness(
     a,  # features of one model's images (n, d)
     b,  # of another's, image i from the same noise as in `a`
     classes=None,  # (n,) class of each image; others are then taken from the same class; None or -1: from all
-) -> Likeness:
-    "Compare pairs from the same noise with pairs from different noises. Raises `ValueError` for different shapes, or a class with one image."
+) -> Likeness:  # of the noises that have others to be compared with: an image alone in its class is left out
+    "Compare pairs from the same noise with pairs from different noises. Raises `ValueError` for different shapes, or if no class has two images."
     a, b = check_features(a), check_features(b)
     if a.shape != b.shape: raise ValueError(f"the features have the shapes {a.shape} and {b.shape}; image i of both must come from the same noise")
     centre = np.concatenate([a, b]).mean(0)
     cosine = unit_rows(a - centre) @ unit_rows(b - centre).T
     classes = np.full(len(a), -1) if classes is None else np.asarray(classes)
     others = (classes[:, None] == classes) & ~np.eye(len(a), dtype=bool)
-    if not others.any(1).all(): raise ValueError(f"class {classes[~others.any(1)][0]} has one image only, so there is no other noise to compare with")
-    same, count = np.diag(cosine).astype(float), others.sum(1)
-    below = ((cosine < same[:, None]) + 0.5*(cosine == same[:, None]))
+    compared = others.any(1)
+    if not compared.any(): raise ValueError(f"no class has two of the {len(a)} images, so there is no other noise to compare with")
+    same, cosine, others = np.diag(cosine)[compared].astype(float), cosine[compared], others[compared]
+    count, below = others.sum(1), (cosine < same[:, None]) + 0.5*(cosine == same[:, None])
     return Likeness(same, (cosine*others).sum(1)/count, cosine[others], (below*others).sum(1)/count)
 
 # %% ../nbs/68_pairs.ipynb #cell-14
