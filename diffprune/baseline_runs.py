@@ -112,7 +112,7 @@ def relative_rise(
     unpruned:dict|None=None,  # method -> the method that stands for it at ratio 0, such as random -> unpruned
 ) -> pd.DataFrame:  # the same rows and columns, with metric "<metric>_rise" and the value relative to the own unpruned one, minus 1
     "Each value against that of the same kind of model and the same seed on the whole set. Raises `ValueError` where that is missing."
-    rows = table[(table.metric == metric) & ~table.method.isin(["validation", *(unpruned or {}).values()])]
+    rows = table[(table.metric == metric) & (table.method != "validation")]
     whole = table[(table.metric == metric) & (table.pruning_ratio == 0)].set_index(["method", "seed"]).value
     keys = [((unpruned or {}).get(m, m), s) for m, s in zip(rows.method, rows.seed)]
     if absent := [k for k in keys if k not in whole.index]: raise ValueError(f"no unpruned value of {absent[0][0]} with seed {absent[0][1]} in the table")
