@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from .departures import DEPARTURES, check_departures
-from .plots import MARKERS, OKABE_ITO
+from .plots import MARKERS, OKABE_ITO, set_title
 from .prune import parse_method
 from .stages import materialise
 from .study import Study
@@ -97,5 +97,5 @@ def departed_curves(
         ax.tick_params(labelsize=7)
         ax.spines[["top", "right"]].set_visible(False)
     fig.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=7, frameon=False)
-    if title: fig.suptitle(title, fontsize=8)
+    set_title(fig, title)
     return fig

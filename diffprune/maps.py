@@ -15,7 +15,7 @@ from sklearn.decomposition import PCA
 from sklearn.utils.validation import check_is_fitted
 
 from .cluster import assign, check_features, unit_rows
-from .plots import OKABE_ITO
+from .plots import OKABE_ITO, set_title
 from .stages import materialise
 from .views import reconstruction_features, run_features, train_clusters
 
@@ -146,5 +146,5 @@ def map_panels(
         below.spines[["top", "right"]].set_visible(False)
         below.set_xlabel(f"clusters; TV from uniform {total_variation(shares):.3f}", fontsize=7)
     axes[1, 0].set_ylabel("share", fontsize=7)
-    if title: fig.suptitle(title, fontsize=8)
+    set_title(fig, title)
     return fig

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from .cluster import check_features, unit_rows
-from .plots import OKABE_ITO, display_name
+from .plots import OKABE_ITO, display_name, set_title
 from .stages import materialise
 from .study import Run, Study
 from .views import run_features, sample_classes
@@ -124,5 +124,5 @@ def likeness_histograms(
     for ax in axes.flat[n:]: ax.set_visible(False)
     for ax in axes[-1]: ax.set_xlabel(f"cosine similarity ({backbone})", fontsize=7)
     axes[0, 0].legend(fontsize=6, frameon=False)
-    if title: fig.suptitle(title, fontsize=8)
+    set_title(fig, title)
     return fig

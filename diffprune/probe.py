@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
 from .cluster import check_features
-from .plots import OKABE_ITO
+from .plots import OKABE_ITO, set_title
 from .stages import materialise
 from .verdicts import seed_interval
 from .views import reconstruction_features, run_features
@@ -240,5 +240,5 @@ def share_bars(
         ax.set_title(attribute.replace("_", " "), fontsize=8)
         ax.spines[["top", "right"]].set_visible(False)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names) + 1, fontsize=7, frameon=False)
-    if title: fig.suptitle(title, fontsize=8)
+    set_title(fig, title)
     return fig
