@@ -40,14 +40,14 @@ demo: $(VENV)/.installed-bundled
 # One notebook that fails does not stop the others; the exit status tells. Samples by class are for conditional models only.
 figures: $(VENV)/.installed-bundled
 	@mkdir -p $(EXECUTED); start=$$(date +%s); failed=; \
-	without=$$($(BIN)/python -c "from diffprune.presets import load_preset; print('' if load_preset('$(PRESET)', '$(DATASET)').conditional else 'fig3_class_samples')"); \
+	without=$$($(BIN)/python -c "from diffprune.study.presets import load_preset; print('' if load_preset('$(PRESET)', '$(DATASET)').conditional else 'fig3_class_samples')"); \
 	for name in $(FIGURES); do begin=$$(date +%s); \
 		if [ "$$name" = "$$without" ]; then echo "$$name: left out, the models of $(DATASET) know no classes"; continue; fi; \
 		$(BIN)/papermill --no-progress-bar nbs/$$name.ipynb $(EXECUTED)/$$name.ipynb \
 			-p dataset "$(DATASET)" -p preset $(PRESET) -p seeds "[$(SEEDS)]" $(ARGS) || failed="$$failed $$name"; \
 		echo "$$name: $$(( $$(date +%s) - begin )) s"; \
 	done; \
-	$(BIN)/python -c "from diffprune.tables import figures_index; print('index:', figures_index().relative_to('$(CURDIR)'))"; \
+	$(BIN)/python -c "from diffprune.report.tables import figures_index; print('index:', figures_index().relative_to('$(CURDIR)'))"; \
 	echo "all: $$(( $$(date +%s) - start )) s"; \
 	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
 

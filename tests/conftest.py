@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from diffprune.store import Store
+from diffprune.core.store import Store
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffprune.dit import dit_model
-from diffprune.parallel import agree, first_then_others, is_main, processes, start, together, write_rows
-from diffprune.stages import Context, Stage, materialise
-from diffprune.store import Store, save_array
-from diffprune.train import TrainConfig, Trainer, diffusion_loss, seeded
-from diffprune.vqvae import VQVAE, VQVAEConfig, vqvae_loss
+from diffprune.models.dit import dit_model
+from diffprune.core.parallel import agree, first_then_others, is_main, processes, start, together, write_rows
+from diffprune.core.stages import Context, Stage, materialise
+from diffprune.core.store import Store, save_array
+from diffprune.models.train import TrainConfig, Trainer, diffusion_loss, seeded
+from diffprune.models.vqvae import VQVAE, VQVAEConfig, vqvae_loss
 
 STUDY = dict(dataset="digits", preset="smoke", methods=["grand", "moso"], ratios=[0.5], seeds=[0], overrides={"data.n_val": 1500,
     "vqvae_train.steps": 10, "vqvae_train.batch_size": 15, "vqvae_train.log_every": 1, "train.steps": 10, "train.batch_size": 31, "train.log_every": 1,
@@ -117,7 +117,7 @@ def fail_in_training(out):
 
 if __name__ == "__main__":
     if sys.argv[1] == "fail": fail_in_training(Path(sys.argv[2])); sys.exit()
-    from diffprune.study import Study
+    from diffprune.study.study import Study
     one, two = map(Path, sys.argv[1:])
     start()
     first_half(two / "stopped")

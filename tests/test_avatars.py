@@ -8,9 +8,9 @@ from hypothesis import given, settings, strategies as st
 pytest.importorskip("python_avatars", reason="the bundled extra is not installed")
 pytest.importorskip("resvg_py", reason="the bundled extra is not installed")
 
-from diffprune.avatars import (ENUMS, attribute_values, attribute_weights, draw_attributes, draw_face, draw_faces, effective_attributes, uniform)
-from diffprune.data import dataset_config, load_dataset
-from diffprune.store import Store
+from diffprune.data.avatars import (ENUMS, attribute_values, attribute_weights, draw_attributes, draw_face, draw_faces, effective_attributes, uniform)
+from diffprune.data.datasets import dataset_config, load_dataset
+from diffprune.core.store import Store
 
 BASE = dict(hair="bob", hat="none", hair_color="brown", hat_color="none", facial_hair="none", facial_hair_color="none", accessory="none",
             clothing="graphic_shirt", clothing_color="red", shirt_graphic="none", eyes="default", eyebrows="default", mouth="smile", nose="default", skin_color="light")
@@ -115,7 +115,7 @@ def test_identity():
 
 def test_processes_work_from_a_script_without_a_main_guard(tmp_path):
     script = tmp_path/"script.py"
-    script.write_text("import numpy as np\nfrom diffprune.avatars import *\nout = np.zeros((9, 3, 16, 16), np.uint8)\n"
+    script.write_text("import numpy as np\nfrom diffprune.data.avatars import *\nout = np.zeros((9, 3, 16, 16), np.uint8)\n"
                       "draw_faces(out, effective_attributes(draw_attributes(9)), workers=2, block=2)\nprint(out.astype(int).sum())\n")
     out = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
     assert out.returncode == 0, out.stderr

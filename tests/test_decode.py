@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from diffprune.decode import Records, center_crop, decode_bytes, decode_records, drop_rows, read_journal, to_array, to_rgb
+from diffprune.data.decode import Records, center_crop, decode_bytes, decode_records, drop_rows, read_journal, to_array, to_rgb
 
 GRADIENT = np.tile(np.linspace(0, 255, 32).astype(np.uint8), (24, 1))  # 24 high, 32 wide
 RGB = np.stack([GRADIENT, GRADIENT[:, ::-1], np.full_like(GRADIENT, 90)], -1)

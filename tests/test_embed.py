@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from diffprune.embed import (BACKBONES, Preprocessing, backbone_settings, check_images, embed_images, find_weights, load_backbone,
+from diffprune.features.embed import (BACKBONES, Preprocessing, backbone_settings, check_images, embed_images, find_weights, load_backbone,
                              parse_backbone)
 
 

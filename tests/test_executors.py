@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from diffprune import executors
-from diffprune.executors import StudyJob, Watch, submit
-from diffprune.study import Study
+from diffprune.study import executors
+from diffprune.study.executors import StudyJob, Watch, submit
+from diffprune.study.study import Study
 from slurm_node import slurm_node, unavailable
 
 SHORT = {"vqvae_train.steps": 8, "train.steps": 12, "n_bootstrap": 2}
@@ -56,7 +56,7 @@ def test_study_on_slurm_with_a_time_out(node, fresh_store):
     assert fresh_store.verify() == {}
     alone = Study(**{**study.arguments, "ratios": [0.5]}, store=type(fresh_store)(fresh_store.root.parent / "alone"), device="cpu", workers=1)
     with_one_thread = StudyJob(alone.worker_arguments("cpu", 1), [0, 1])
-    subprocess.run([os.sys.executable, "-c", "import sys; from diffprune.executors import StudyJob; StudyJob(sys.argv[1], [0, 1])()", with_one_thread.arguments], check=True)
+    subprocess.run([os.sys.executable, "-c", "import sys; from diffprune.study.executors import StudyJob; StudyJob(sys.argv[1], [0, 1])()", with_one_thread.arguments], check=True)
     same = ["method", "metric", "value"]
     assert alone.results(progress=False)[same].equals(table[same])  # the same numbers, to the last bit
 

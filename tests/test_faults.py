@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from diffprune.store import Store
+from diffprune.core.store import Store
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks/faults/run.py"
 CHOSEN = ["--methods", "el2n", "--kinds", "proxy,model"]  # the stages that take time, and all that follows from them
@@ -52,7 +52,7 @@ def children_of(pid):
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 def test_ctrl_c_stops_workers_and_a_rerun_goes_on(tmp_path):
     root = tmp_path / "store"
-    code = ("import sys\nfrom diffprune.cli import app\nfrom diffprune import study\n"
+    code = ("import sys\nfrom diffprune.cli import app\nfrom diffprune.study import study\n"
             "study_init = study.Study.__init__\n"
             "def init(self, *a, **k): study_init(self, *a, **{**k, 'overrides': {'train.steps': 3000, 'vqvae_train.steps': 8, 'n_bootstrap': 2}})\n"
             "study.Study.__init__ = init\napp()")

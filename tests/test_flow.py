@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from torchdiffeq import odeint
-from diffprune.dit import DiT
-from diffprune.flow import flow_matching_loss, guided_velocity, interpolate, predict_velocity, sample_latents, sample_noise, sample_ode, velocity
+from diffprune.models.dit import DiT
+from diffprune.models.flow import flow_matching_loss, guided_velocity, interpolate, predict_velocity, sample_latents, sample_noise, sample_ode, velocity
 
 def model(seed=0, **kw):
     g = torch.Generator().manual_seed(seed)

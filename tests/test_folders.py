@@ -4,8 +4,8 @@ import os
 import pytest
 from PIL import Image
 
-from diffprune.decode import decode_records
-from diffprune.folders import FileEntry, class_labels, class_names, file_records, fingerprint, list_files, named_like_image, read_files, split_folder
+from diffprune.data.decode import decode_records
+from diffprune.data.folders import FileEntry, class_labels, class_names, file_records, fingerprint, list_files, named_like_image, read_files, split_folder
 
 
 def touch(path, content=b"x"):

@@ -5,9 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
-from diffprune.dit import DiT
-from diffprune.flow import flow_matching_loss
-from diffprune.gradients import CompiledGradients, sample_gradients
+from diffprune.models.dit import DiT
+from diffprune.models.flow import flow_matching_loss
+from diffprune.pruning.gradients import CompiledGradients, sample_gradients
 
 def dit(dtype=torch.float64, seed=0, **kw):
     g = torch.Generator().manual_seed(seed)

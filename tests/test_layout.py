@@ -10,51 +10,65 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
-NUMBERED = [n for n in NOTEBOOKS if n.name[:2].isdigit()]
-FIGURES = [n for n in NOTEBOOKS if not n.name[:2].isdigit()]
+WINGS = ("core", "data", "models", "features", "pruning", "metrics", "study", "report")  # imports go from right to left
+NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
+IN_WINGS = [n for w in WINGS for n in sorted((ROOT / "nbs" / w).glob("*.ipynb"))]
+ON_TOP = [n for n in NOTEBOOKS if n.parent.name == "nbs"]
+FIGURES = [n for n in ON_TOP if n.stem not in ("cli", "index")]
 
 
 def module_of(path):
+    "The module that a notebook exports to, such as `core.store`; None for one that exports nothing."
     source = "\n".join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code")
-    found = re.search(r"^#\| default_exp (\w+)", source, re.M)
+    found = re.search(r"^#\| default_exp ([\w.]+)", source, re.M)
     return found and found[1]
 
 
-def imports_of(path):
-    "Names of the diffprune modules that a module imports at any level."
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module:
-            yield node.module.split(".")[0]
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("diffprune."):
-            yield node.module.split(".")[1]
+def imports_of(module):
+    "The diffprune modules that a module imports at any level, such as `core.store`."
+    here = module.split(".")
+    for node in ast.walk(ast.parse((ROOT / "diffprune" / f"{'/'.join(here)}.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = [*here[:-node.level], *filter(None, (node.module or "").split("."))]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "diffprune":
+            base = node.module.split(".")[1:]
+        else: continue
+        for a in node.names:
+            whole = ".".join([*base, a.name])
+            yield whole if (ROOT / "diffprune" / f"{whole.replace('.', '/')}.py").is_file() else ".".join(base)
 
 
-def test_numbers_are_unique():
-    numbers = [n.name[:2] for n in NUMBERED]
-    assert len(numbers) == len(set(numbers))
+def test_every_wing_is_numbered_in_the_order_of_reading():
+    for wing in WINGS:
+        numbers = [n.name[:2] for n in IN_WINGS if n.parent.name == wing]
+        assert numbers == [f"{i:02d}" for i in range(len(numbers))]
+    assert {n.parent.name for n in NOTEBOOKS} == {*WINGS, "notes", "nbs"}
 
 
-def test_imports_go_downhill():
-    rank = {module_of(n): i for i, n in enumerate(NUMBERED) if module_of(n)}
+def test_a_module_is_named_as_its_notebook():
+    for n in IN_WINGS: assert module_of(n) in (None, f"{n.parent.name}.{n.stem[3:]}")
+
+
+def test_imports_go_downhill_between_wings_and_within():
+    rank = {module_of(n): i for i, n in enumerate([*IN_WINGS, ROOT / "nbs/cli.ipynb"]) if module_of(n)}
     for module, place in rank.items():
-        for used in imports_of(ROOT / "diffprune" / f"{module}.py"):
+        for used in imports_of(module):
             assert used in rank, f"{module} imports {used}, which no notebook exports"
             assert rank[used] < place, f"{module} imports {used}, which comes after it"
 
 
 def test_every_module_has_a_notebook():
-    modules = {p.stem for p in (ROOT / "diffprune").glob("*.py")} - {"__init__", "_modidx"}
-    assert modules == {module_of(n) for n in NUMBERED} - {None}
+    files = [p.relative_to(ROOT / "diffprune").with_suffix("") for p in (ROOT / "diffprune").rglob("*.py") if p.name not in ("__init__.py", "_modidx.py")]
+    assert {".".join(f.parts) for f in files} == {module_of(n) for n in NOTEBOOKS} - {None}
 
 
 def test_readme_names_every_notebook():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    missing = [n.name for n in NOTEBOOKS if n.name not in text]
+    missing = [n.name for n in NOTEBOOKS if n.name not in text and n.stem != "index"]
     assert not missing, f"README.md does not mention {missing}"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_notebook_is_small_and_titled(path):
     assert path.stat().st_size < 1_000_000
     text = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "markdown"]

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from diffprune.cluster import KMeans
-from diffprune.maps import FeatureMap, cluster_shares, nearest_cluster, total_variation, uniform_distance
+from diffprune.features.cluster import KMeans
+from diffprune.report.maps import FeatureMap, cluster_shares, nearest_cluster, total_variation, uniform_distance
 
 shares = arrays(float, 7, elements=st.floats(0.01, 1)).map(lambda a: a / a.sum())
 

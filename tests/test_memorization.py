@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 
-from diffprune.bootstrap import bootstrap
-from diffprune.copying import copying_statistic, copying_test, mann_whitney_z
-from diffprune.memorization import (
+from diffprune.metrics.bootstrap import bootstrap
+from diffprune.metrics.copying import copying_statistic, copying_test, mann_whitney_z
+from diffprune.metrics.memorization import (
     authenticity, control_curve, mean_min_distance, memorization, replicated_share, replication_threshold, show_nearest)
-from diffprune.neighbours import nearest
+from diffprune.metrics.neighbours import nearest
 
 matplotlib.use("Agg")
 

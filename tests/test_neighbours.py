@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffprune.neighbours import ball_counts, nearest
+from diffprune.metrics.neighbours import ball_counts, nearest
 
 
 def direct(queries, points):

@@ -3,7 +3,7 @@ import pytest
 from scipy.spatial.distance import cdist
 from scipy.stats import mannwhitneyu
 
-from diffprune.pairs import inverse_pairs, likeness, likeness_row
+from diffprune.report.pairs import inverse_pairs, likeness, likeness_row
 
 
 def two_models(agreement, n=200, d=16, seed=0):

@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 import parallel_work
 from diffprune.cli import app
-from diffprune.parallel import OtherProcessError, Processes, agree, first_then_others, processes, shard, together, write_rows
-from diffprune.store import Store, load_array, save_array
-from diffprune.study import study_devices
+from diffprune.core.parallel import OtherProcessError, Processes, agree, first_then_others, processes, shard, together, write_rows
+from diffprune.core.store import Store, load_array, save_array
+from diffprune.study.study import study_devices
 
 HERE = Path(__file__).parent
 spec = importlib.util.spec_from_file_location("compare", HERE.parent / "benchmarks/parallel/compare.py")

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import accuracy_score, confusion_matrix
 
-from diffprune.probe import AttributeProbe, adjusted_shares, fit_probes, join_rare, minority_shares, share_changes
-from diffprune.verdicts import seed_interval
-from diffprune.study import Study
+from diffprune.report.attributes import AttributeProbe, adjusted_shares, fit_probes, join_rare, minority_shares, share_changes
+from diffprune.report.verdicts import seed_interval
+from diffprune.study.study import Study
 
 shares = arrays(float, 4, elements=st.floats(0.01, 1)).map(lambda a: a / a.sum())
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
 
-from diffprune.prune import (METHODS, ClusterPruner, RandomPruner, balanced_quotas, display_name, method_names, n_kept,
+from diffprune.pruning.select import (METHODS, ClusterPruner, RandomPruner, balanced_quotas, display_name, method_names, n_kept,
                              parse_method, proportional_quotas, select)
 
 RATIOS = st.one_of(st.sampled_from([0, 0.25, 0.5, 0.75, 0.9]), st.floats(0, 0.99))

@@ -5,10 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
-from diffprune.dit import DiT
-from diffprune.scores import (ProbeGrid, ProbeSet, Recorder, el2n_scores, epoch_ends, grand_scores, leave_one_out, mean_gradient, monotonicity_scores,
+from diffprune.models.dit import DiT
+from diffprune.pruning.scores import (ProbeGrid, ProbeSet, Recorder, el2n_scores, epoch_ends, grand_scores, leave_one_out, mean_gradient, monotonicity_scores,
     moso_scores, normalise_times, probe_losses, probe_moso, probe_norms, split_half_reliability, stratified_times, surrogate_folds)
-from diffprune.train import TrainConfig, Trainer, diffusion_loss
+from diffprune.models.train import TrainConfig, Trainer, diffusion_loss
 
 def model(seed=0, **kw):
     g = torch.Generator().manual_seed(seed)
@@ -39,7 +39,7 @@ def test_moso_against_gradients_held_in_full():
     s = ProbeSet(s.latents.astype(np.float64), s.ids, s.labels)
     got = probe_moso(m, s, GRID, 3, **QUIET)
     params = [p for p in m.parameters() if p.requires_grad]
-    from diffprune.flow import flow_matching_loss
+    from diffprune.models.flow import flow_matching_loss
     for d, t in enumerate(GRID.draw_times):
         x_0 = GRID.noise(d, s.ids, (2, 4, 4)).double()
         loss = flow_matching_loss(m, torch.as_tensor(s.latents), x_0, torch.full((7,), t, dtype=torch.float64), torch.as_tensor(s.labels))

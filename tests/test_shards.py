@@ -9,8 +9,8 @@ datasets = pytest.importorskip("datasets")
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from diffprune.decode import decode_records
-from diffprune.shards import hf_records, list_tar, number_labels, parquet_records, read_ranges, shard_split, tar_records
+from diffprune.data.decode import decode_records
+from diffprune.data.shards import hf_records, list_tar, number_labels, parquet_records, read_ranges, shard_split, tar_records
 
 
 def png(value):

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffprune.data import dataset_config, load_dataset
-from diffprune.decode import Records
-from diffprune.sources import split_records
-from diffprune.store import Store
+from diffprune.data.datasets import dataset_config, load_dataset
+from diffprune.data.decode import Records
+from diffprune.data.sources import split_records
+from diffprune.core.store import Store
 
 datasets = pytest.importorskip("datasets")
 
@@ -248,7 +248,7 @@ def test_class_names_are_common_to_both_splits():
 def test_load_dataset_resumes_after_sigkill(tmp_path):
     for i in range(300): paint(tmp_path/"d"/"train"/f"{i:03d}.png", i, (200, 200))
     paint(tmp_path/"d"/"val"/"0.png")
-    code = f"from diffprune.data import *\nfrom diffprune.store import Store\nload_dataset('folder:{tmp_path/'d'}', store=Store({str(tmp_path/'killed')!r}), image_size=32)"
+    code = f"from diffprune.data.datasets import *\nfrom diffprune.core.store import Store\nload_dataset('folder:{tmp_path/'d'}', store=Store({str(tmp_path/'killed')!r}), image_size=32)"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     deadline, journals = time.monotonic() + 60, []
     while time.monotonic() < deadline and process.poll() is None:

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from diffprune.store import Key, Store, canonical, load_array, save_array
+from diffprune.core.store import Key, Store, canonical, load_array, save_array
 
 
 def numbers(folder):
@@ -39,7 +39,7 @@ def test_damage_is_noticed_and_repaired(fresh_store, caplog, how):
 
 def test_killed_while_writing_leaves_no_artifact(fresh_store):
     code = ("import sys, time, numpy as np\n"
-            "from diffprune.store import Store, save_array\n"
+            "from diffprune.core.store import Store, save_array\n"
             "def make(f):\n    save_array(f/'half.npy', np.zeros(3)); print('started', flush=True); time.sleep(60)\n"
             "Store(sys.argv[1]).build('slow', make=make)\n")
     process = subprocess.Popen([sys.executable, "-c", code, str(fresh_store.root)], stdout=subprocess.PIPE)

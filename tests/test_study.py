@@ -7,15 +7,15 @@ import time
 
 import pandas as pd
 
-from diffprune.store import Store
-from diffprune.study import Run, Study
+from diffprune.core.store import Store
+from diffprune.study.study import Run, Study
 
 SHORT = {"train.steps": 12, "vqvae_train.steps": 8}
 
 
 def test_killed_study_goes_on_and_gives_the_same(tmp_path, store_root):
     arguments = dict(dataset="digits", preset="smoke", methods=["random"], ratios=[0.5], seeds=[7], overrides={**SHORT, "train.checkpoint_every": 3})
-    code = ("import json, sys, torch\ntorch.set_num_threads(1)\nfrom diffprune.study import Study\nfrom diffprune.store import Store\n"
+    code = ("import json, sys, torch\ntorch.set_num_threads(1)\nfrom diffprune.study.study import Study\nfrom diffprune.core.store import Store\n"
             "Study(**json.loads(sys.argv[1]), store=Store(sys.argv[2]), device='cpu', workers=1).run(progress=False)")
     command = lambda root: [sys.executable, "-c", code, json.dumps(arguments), str(root)]
     subprocess.run(command(store_root), check=True)

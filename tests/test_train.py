@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from diffprune.dit import dit_model
-from diffprune.train import Batches, Draws, NotFiniteError, TrainConfig, Trainer, diffusion_loss, seeded
-from diffprune.vqvae import VQVAE, VQVAEConfig, vqvae_loss
+from diffprune.models.dit import dit_model
+from diffprune.models.train import Batches, Draws, NotFiniteError, TrainConfig, Trainer, diffusion_loss, seeded
+from diffprune.models.vqvae import VQVAE, VQVAEConfig, vqvae_loss
 
 SCRIPT = """
 import sys, torch
-from diffprune.train import *
-from diffprune.dit import dit_model
+from diffprune.models.train import *
+from diffprune.models.dit import dit_model
 torch.set_num_threads(1)
 with seeded(0): model = dit_model("DiT-N/2", input_size=4, in_channels=4, num_classes=10, learn_sigma=False)
 g = torch.Generator().manual_seed(0)

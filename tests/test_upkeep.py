@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from diffprune import store as store_module
+from diffprune.core import store as store_module
 from diffprune.cli import app
-from diffprune.lineage import code_version
-from diffprune.stages import Context, Stage, materialise
-from diffprune.store import Store, create_array, now, save_array
-from diffprune.study import Study, recorded_studies, study_devices
+from diffprune.core.lineage import code_version
+from diffprune.core.stages import Context, Stage, materialise
+from diffprune.core.store import Store, create_array, now, save_array
+from diffprune.study.study import Study, recorded_studies, study_devices
 
 SHORT = {"train.steps": 12, "vqvae_train.steps": 8, "n_bootstrap": 2}
 
@@ -149,7 +149,7 @@ def test_results_show_provenance_and_changed_code(fresh_store, monkeypatch):
     assert model["model.seconds"] > 0 and model["vqvae.settings.train.steps"] == 8 and not model["code_changed"] and model["nothing"] is None
     origin = study.provenance_table()
     assert set(origin.kind) == set(study.plan().kind) and not origin.code_changed.astype(bool).any()
-    from diffprune import study as study_module
+    from diffprune.study import study as study_module
     monkeypatch.setattr(study_module, "code_version", lambda f: dict(version="another", parts={}))
     assert study.provenance_table().code_changed.all()
     assert study.results(progress=False, provenance=["model.code_changed"])["model.code_changed"].dropna().all()
@@ -168,7 +168,7 @@ def test_results_show_provenance_and_changed_code(fresh_store, monkeypatch):
 
 def test_workers_are_dealt_to_devices(fresh_store, monkeypatch):
     started = []
-    monkeypatch.setattr("diffprune.study.subprocess.Popen", lambda command, env, **k: started.append((command[-1], env.get("CUDA_VISIBLE_DEVICES"))))
+    monkeypatch.setattr("diffprune.study.study.subprocess.Popen", lambda command, env, **k: started.append((command[-1], env.get("CUDA_VISIBLE_DEVICES"))))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     study = Study("digits", "smoke", ["random"], [0.5], store=fresh_store, device="cpu,cpu", workers=2)
     assert study.workers == 4 and study.devices == ["cpu", "cpu"]

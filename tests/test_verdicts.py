@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffprune.verdicts import FAILS, HOLDS, MISSING, OPEN, Contrast, Effect, claims_table, better_than_random, claim_methods, forest, judge, paper_claims, seed_effects, seed_interval
+from diffprune.report.verdicts import FAILS, HOLDS, MISSING, OPEN, Contrast, Effect, claims_table, better_than_random, claim_methods, forest, judge, paper_claims, seed_effects, seed_interval
 
 RATIOS, SEEDS = (0.25, 0.5, 0.75, 0.9, 0.95), (0, 1, 2)
 
@@ -98,5 +98,5 @@ def test_better_at_equal_steps_can_be_worse_at_equal_cost():
 
 
 def test_methods_of_the_claims_are_known():
-    from diffprune.prune import parse_method
+    from diffprune.pruning.select import parse_method
     assert [parse_method(m).base for m in claim_methods("clip")][0] == "random"

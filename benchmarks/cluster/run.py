@@ -52,7 +52,7 @@ def spent(began, iterations):
 def ours(X, k, iterations):
     import numpy as np
 
-    from diffprune.cluster import KMeans
+    from diffprune.features.cluster import KMeans
     centers, began = start(X, k), now()
     km = KMeans(k, init=centers, max_iter=iterations, tol=0).fit(X)
     result = dict(inertia=km.inertia_, iterations=km.n_iter_, **spent(began, km.n_iter_))
@@ -71,7 +71,7 @@ def sklearn(X, k, iterations):
 def select(X, k, iterations):
     import numpy as np
 
-    from diffprune.prune import select
+    from diffprune.pruning.select import select
     n, rng = len(X), np.random.default_rng(SEED)
     scores, groups, labels, ids = rng.random(n), rng.integers(0, k, n), rng.integers(0, 1000, n), np.char.add("n", np.arange(n).astype(str))
     result = {}

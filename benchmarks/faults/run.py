@@ -29,9 +29,9 @@ import torch  # noqa: E402
 
 torch.set_num_threads(1)  # before anything is computed: forked processes inherit no other threads
 
-from diffprune import store as store_module  # noqa: E402
-from diffprune.store import Store  # noqa: E402
-from diffprune.study import Study  # noqa: E402
+from diffprune.core import store as store_module  # noqa: E402
+from diffprune.core.store import Store  # noqa: E402
+from diffprune.study.study import Study  # noqa: E402
 
 OVERRIDES = {"data.n_val": 1500, "vqvae_train.steps": 8, "vqvae_train.checkpoint_every": 3, "train.steps": 24, "train.checkpoint_every": 4, "n_bootstrap": 2}
 METHODS = ["random", "el2n", "moso", "cluster_pixels"]

@@ -28,8 +28,8 @@ STUDY = dict(dataset="digits", preset="smoke", methods=["grand", "moso"], ratios
 
 def work(store, device="cpu", study=STUDY):
     "Compute the study; called in every process."
-    from diffprune.store import Store
-    from diffprune.study import Study
+    from diffprune.core.store import Store
+    from diffprune.study.study import Study
     Study(**study, store=Store(store), device=device, workers=1).run(progress=False)
 
 
@@ -53,7 +53,7 @@ def arrays(artifact):
 
 def differences(one, several, kinds=None):
     "A row an array that two stores have under the same address: largest absolute difference, and that relative to the largest value."
-    from diffprune.store import Store
+    from diffprune.core.store import Store
     rows, others = [], {a.hash: a for a in Store(several).artifacts()}
     for a in Store(one).artifacts():
         if kinds and a.kind not in kinds or a.kind == "images": continue

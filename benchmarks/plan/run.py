@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from diffprune.store import Store, folder_bytes
-from diffprune.study import Study
+from diffprune.core.store import Store, folder_bytes
+from diffprune.study.study import Study
 
 
 def main():

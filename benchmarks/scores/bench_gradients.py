@@ -24,9 +24,9 @@ import pandas as pd
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from diffprune.dit import dit_model
-from diffprune.flow import flow_matching_loss
-from diffprune.gradients import CompiledGradients, plain_attention, sample_gradients
+from diffprune.models.dit import dit_model
+from diffprune.models.flow import flow_matching_loss
+from diffprune.pruning.gradients import CompiledGradients, plain_attention, sample_gradients
 
 HERE = Path(__file__).parent
 
