@@ -13,13 +13,13 @@ from typing import Optional
 import pandas as pd
 import typer
 
+from .core.parallel import is_main, launched
+from .core.store import Store, temporary_path
 from .data.datasets import known_datasets, load_dataset
 from .features.embed import embed_images, load_backbone
-from .study.executors import submit
-from .report.figures import parse_list
-from .core.parallel import is_main, launched
 from .pruning.select import ClusterPruner, RandomPruner, parse_method
-from .core.store import Store, temporary_path
+from .report.figures import parse_list
+from .study.executors import submit
 from .study.study import Study, plan_summary, recorded_studies
 
 # %% ../nbs/cli.ipynb #cell-4
@@ -58,7 +58,7 @@ def prune(
     clusters:int = typer.Option(24, help="Number of clusters."),
     seed:int = typer.Option(0, help="Of the method and of ties."),
     image_size:int = typer.Option(224, help="Images are decoded to this size, in pixels, for the backbone."),
-    weights:Optional[Path] = typer.Option(None, help="Local file of the backbone's weights."),
+    weights:Path | None = typer.Option(None, help="Local file of the backbone's weights."),
     device:str = typer.Option("cpu", help="Device of the backbone."),
 ):
     "Choose which images of a folder to keep."
@@ -100,13 +100,13 @@ def _results(study, executor, minutes, device, wait, options):
 
 # %% ../nbs/cli.ipynb #cell-17
 @app.command()
-def study(dataset:str = _dataset, preset:str = _preset, methods:Optional[str] = _methods, ratios:str = _ratios, seeds:str = _seeds,
-          metrics_backbone:Optional[str] = _backbone, root:Optional[Path] = _root, workers:Optional[int] = _workers, device:Optional[str] = _device,
-          executor:Optional[str] = typer.Option(None, help="local or slurm: hand the study to submitit; without it, this process computes."),
+def study(dataset:str = _dataset, preset:str = _preset, methods:str | None = _methods, ratios:str = _ratios, seeds:str = _seeds,
+          metrics_backbone:str | None = _backbone, root:Path | None = _root, workers:int | None = _workers, device:str | None = _device,
+          executor:str | None = typer.Option(None, help="local or slurm: hand the study to submitit; without it, this process computes."),
           minutes:int = typer.Option(24*60, help="Time limit of a Slurm job, which is requeued when it comes to it."),
-          partition:Optional[str] = typer.Option(None, help="Slurm partition."), gpus:Optional[int] = typer.Option(None, help="GPUs of a Slurm job."),
-          cpus:Optional[int] = typer.Option(None, help="CPU cores of a Slurm job."), mem_gb:Optional[int] = typer.Option(None, help="Memory of a Slurm job, GB."),
-          parallel:Optional[int] = typer.Option(None, help="Slurm jobs of the grid at a time."), account:Optional[str] = typer.Option(None, help="Slurm account."),
+          partition:str | None = typer.Option(None, help="Slurm partition."), gpus:int | None = typer.Option(None, help="GPUs of a Slurm job."),
+          cpus:int | None = typer.Option(None, help="CPU cores of a Slurm job."), mem_gb:int | None = typer.Option(None, help="Memory of a Slurm job, GB."),
+          parallel:int | None = typer.Option(None, help="Slurm jobs of the grid at a time."), account:str | None = typer.Option(None, help="Slurm account."),
           wait:bool = typer.Option(True, help="Wait for the jobs and print the results.")):
     "Compute the missing runs of a study and print the results."
     found = _study(dataset, preset, methods, ratios, seeds, metrics_backbone, root, workers, device)
@@ -121,8 +121,8 @@ def study(dataset:str = _dataset, preset:str = _preset, methods:Optional[str] = 
     if is_main(): typer.echo(wide.round(3).to_string())
 
 @app.command()
-def plan(dataset:str = _dataset, preset:str = _preset, methods:Optional[str] = _methods, ratios:str = _ratios, seeds:str = _seeds,
-         metrics_backbone:Optional[str] = _backbone, root:Optional[Path] = _root, workers:Optional[int] = _workers, device:Optional[str] = _device,
+def plan(dataset:str = _dataset, preset:str = _preset, methods:str | None = _methods, ratios:str = _ratios, seeds:str = _seeds,
+         metrics_backbone:str | None = _backbone, root:Path | None = _root, workers:int | None = _workers, device:str | None = _device,
          estimate:bool = typer.Option(True, help="Time this machine for up to about a minute and estimate hours and disk.")):
     "Show the stages of a study, which are in the store already, and what the rest costs on this machine; make nothing."
     try: stages = _study(dataset, preset, methods, ratios, seeds, metrics_backbone, root, workers, device).plan(estimate)
@@ -142,7 +142,7 @@ store_app = typer.Typer(help="Look after the store of artifacts.", no_args_is_he
 app.add_typer(store_app, name="store")
 
 @store_app.command("list")
-def store_list(kind:Optional[str] = typer.Argument(None, help="Only this kind.")):
+def store_list(kind:str | None = typer.Argument(None, help="Only this kind.")):
     "List artifacts: kind, hash, date, seconds, size."
     store = Store()
     table = store.table(kind)
@@ -164,8 +164,8 @@ def store_studies():
 
 @store_app.command("gc")
 def store_gc(
-    keep:Optional[list[str]] = typer.Option(None, help="Name of a study, as in `diffprune store studies`; artifacts that none of those named needs are garbage. May be repeated."),
-    older_than:Optional[float] = typer.Option(None, help="Days; only artifacts made before that are garbage."),
+    keep:list[str] | None = typer.Option(None, help="Name of a study, as in `diffprune store studies`; artifacts that none of those named needs are garbage. May be repeated."),
+    older_than:float | None = typer.Option(None, help="Days; only artifacts made before that are garbage."),
     delete:bool = typer.Option(False, "--delete", help="Delete; without it, only say what would be."),
 ):
     "Collect garbage: damaged artifacts, work that nobody is at and, on request, artifacts that nobody needs."

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffprune.models.dit import dit_model
 from diffprune.core.parallel import agree, first_then_others, is_main, processes, start, together, write_rows
 from diffprune.core.stages import Context, Stage, materialise
 from diffprune.core.store import Store, save_array
+from diffprune.models.dit import dit_model
 from diffprune.models.train import TrainConfig, Trainer, diffusion_loss, seeded
 from diffprune.models.vqvae import VQVAE, VQVAEConfig, vqvae_loss
 

@@ -1,16 +1,27 @@
 """Avatars: seeded attributes, skew, effective attributes that the pixels confirm, and the process pool from a bare script."""
-import subprocess, sys
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("python_avatars", reason="the bundled extra is not installed")
 pytest.importorskip("resvg_py", reason="the bundled extra is not installed")
 
-from diffprune.data.avatars import (ENUMS, attribute_values, attribute_weights, draw_attributes, draw_face, draw_faces, effective_attributes, uniform)
-from diffprune.data.datasets import dataset_config, load_dataset
 from diffprune.core.store import Store
+from diffprune.data.avatars import (
+    ENUMS,
+    attribute_values,
+    attribute_weights,
+    draw_attributes,
+    draw_face,
+    draw_faces,
+    effective_attributes,
+    uniform,
+)
+from diffprune.data.datasets import dataset_config, load_dataset
 
 BASE = dict(hair="bob", hat="none", hair_color="brown", hat_color="none", facial_hair="none", facial_hair_color="none", accessory="none",
             clothing="graphic_shirt", clothing_color="red", shirt_graphic="none", eyes="default", eyebrows="default", mouth="smile", nose="default", skin_color="light")

@@ -1,10 +1,12 @@
 "VAE and GAN: shapes, losses, exact resume in the common loop, sampling by identity."
 import copy
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+
 from diffprune.models.baselines import BASELINE_CONFIGS, GAN, VAE, BaselineConfig, GANOutput, VAEOutput, gan_loss, generate_images, vae_loss
 from diffprune.models.train import Draws, TrainConfig, Trainer, seeded
 

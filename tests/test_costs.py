@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 import torch
 
+from diffprune.models.dit import DiTBlock
+from diffprune.models.train import TrainConfig
 from diffprune.study import costs
 from diffprune.study.costs import Counts, Machine, cost_of, layers_to_time, seconds_by_batch, time_dit
-from diffprune.models.dit import DiTBlock
 from diffprune.study.study import Study, plan_summary
-from diffprune.models.train import TrainConfig
 
 SHORT = {"train.steps": 12, "vqvae_train.steps": 8}
 

@@ -1,17 +1,31 @@
 """The interface of data sets: registry, splits, identity, subsets, Hugging Face round trip."""
-import subprocess, sys
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from diffprune.data import datasets as data
-from diffprune.data.datasets import (DATASETS, ImageDataset, Rows, contact_sheet, dataset_config, dataset_key, dataset_spec, known_datasets, load_dataset,
-                            register_dataset, write_samples, write_split)
-from diffprune.data.split import largest_remainder, stratified_split
 from diffprune.core.store import Store
+from diffprune.data import datasets as data
+from diffprune.data.datasets import (
+    DATASETS,
+    ImageDataset,
+    Rows,
+    contact_sheet,
+    dataset_config,
+    dataset_key,
+    dataset_spec,
+    known_datasets,
+    load_dataset,
+    register_dataset,
+    write_samples,
+    write_split,
+)
+from diffprune.data.split import largest_remainder, stratified_split
 
 
 @pytest.fixture

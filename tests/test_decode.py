@@ -1,11 +1,20 @@
 """Decoding: every odd file is read right or left out with a reason, and a killed run goes on where it stopped."""
-import io, json, os, signal, struct, subprocess, sys, time, zlib
+import io
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from diffprune.data.decode import Records, center_crop, decode_bytes, decode_records, drop_rows, read_journal, to_array, to_rgb

@@ -4,13 +4,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diffprune.core.store import Store
 from diffprune.data.datasets import dataset_config
-from diffprune.study.departures import DEPARTURES, bytes_unclamped, check_departures, departure_overrides, short_slices, single_draw, truncated_quotas, union_of_ranks, with_departures
+from diffprune.models.vqvae import to_uint8
+from diffprune.pruning.select import n_kept
+from diffprune.study.departures import (
+    DEPARTURES,
+    bytes_unclamped,
+    check_departures,
+    departure_overrides,
+    short_slices,
+    single_draw,
+    truncated_quotas,
+    union_of_ranks,
+    with_departures,
+)
 from diffprune.study.pipeline import make_pipeline
 from diffprune.study.presets import PRESETS, load_preset
-from diffprune.pruning.select import n_kept
-from diffprune.core.store import Store
-from diffprune.models.vqvae import to_uint8
 
 
 @pytest.mark.parametrize("preset", PRESETS)

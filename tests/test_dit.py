@@ -1,11 +1,24 @@
 "Diffusion transformer: shapes, initialisation, bad input, checkpoints."
 import argparse
 import pickle
+
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
-from diffprune.models.dit import DIT_MODELS, DiT, LabelEmbedder, dit_model, label_drop_mask, load_checkpoint, read_state_dict, sincos_pos_embed, unpatchify
+
+from diffprune.models.dit import (
+    DIT_MODELS,
+    DiT,
+    LabelEmbedder,
+    dit_model,
+    label_drop_mask,
+    load_checkpoint,
+    read_state_dict,
+    sincos_pos_embed,
+    unpatchify,
+)
 
 SMALL = dict(input_size=8, patch_size=2, in_channels=3, hidden_size=24, depth=2, num_heads=2, num_classes=5)
 

@@ -10,8 +10,16 @@ import torch
 from safetensors.torch import save_file
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from diffprune.features.embed import (BACKBONES, Preprocessing, backbone_settings, check_images, embed_images, find_weights, load_backbone,
-                             parse_backbone)
+from diffprune.features.embed import (
+    BACKBONES,
+    Preprocessing,
+    backbone_settings,
+    check_images,
+    embed_images,
+    find_weights,
+    load_backbone,
+    parse_backbone,
+)
 
 
 def images(n=2, height=40, width=40):

@@ -6,11 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from slurm_node import slurm_node, unavailable
 
 from diffprune.study import executors
 from diffprune.study.executors import StudyJob, Watch, submit
 from diffprune.study.study import Study
-from slurm_node import slurm_node, unavailable
 
 SHORT = {"vqvae_train.steps": 8, "train.steps": 12, "n_bootstrap": 2}
 NODE = dict(cpus_per_task=1, slurm_signal_delay_s=30)  # Slurm's default signal, 90 s before the end, comes too early for jobs this short

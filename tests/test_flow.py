@@ -2,10 +2,22 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torchdiffeq import odeint
+
 from diffprune.models.dit import DiT
-from diffprune.models.flow import flow_matching_loss, guided_velocity, interpolate, predict_velocity, sample_latents, sample_noise, sample_ode, velocity
+from diffprune.models.flow import (
+    flow_matching_loss,
+    guided_velocity,
+    interpolate,
+    predict_velocity,
+    sample_latents,
+    sample_noise,
+    sample_ode,
+    velocity,
+)
+
 
 def model(seed=0, **kw):
     g = torch.Generator().manual_seed(seed)

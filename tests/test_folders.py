@@ -5,7 +5,17 @@ import pytest
 from PIL import Image
 
 from diffprune.data.decode import decode_records
-from diffprune.data.folders import FileEntry, class_labels, class_names, file_records, fingerprint, list_files, named_like_image, read_files, split_folder
+from diffprune.data.folders import (
+    FileEntry,
+    class_labels,
+    class_names,
+    file_records,
+    fingerprint,
+    list_files,
+    named_like_image,
+    read_files,
+    split_folder,
+)
 
 
 def touch(path, content=b"x"):

@@ -1,13 +1,17 @@
 "Per-sample gradient norms and products: exact for every kind of layer, every shape, and without side effects."
 import copy
 import shutil
+
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
+
 from diffprune.models.dit import DiT
 from diffprune.models.flow import flow_matching_loss
 from diffprune.pruning.gradients import CompiledGradients, sample_gradients
+
 
 def dit(dtype=torch.float64, seed=0, **kw):
     g = torch.Generator().manual_seed(seed)

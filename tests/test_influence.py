@@ -2,13 +2,16 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
+
 from diffprune.models.dit import DiT
 from diffprune.models.flow import interpolate
 from diffprune.pruning.gradients import sample_gradients, sample_projections
 from diffprune.pruning.influence import mean_influence, output_energy, random_directions, self_influence
 from diffprune.pruning.scores import ProbeGrid, ProbeSet, dtrak_scores, influences, probe_projections
+
 
 def dit(dtype=torch.float64, **kw):
     g = torch.Generator().manual_seed(0)

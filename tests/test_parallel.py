@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import parallel_work
 import pytest
 from typer.testing import CliRunner
 
-import parallel_work
 from diffprune.cli import app
 from diffprune.core.parallel import OtherProcessError, Processes, agree, first_then_others, processes, shard, together, write_rows
 from diffprune.core.store import Store, load_array, save_array

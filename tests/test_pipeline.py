@@ -2,10 +2,10 @@
 import numpy as np
 import pytest
 
+from diffprune.core.stages import Context, materialise
 from diffprune.data.datasets import dataset_config
 from diffprune.study.pipeline import Pipeline
 from diffprune.study.presets import ProxyConfig, load_preset
-from diffprune.core.stages import Context, materialise
 
 
 def pipeline(**overrides):

@@ -5,8 +5,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
 
-from diffprune.pruning.select import (METHODS, ClusterPruner, RandomPruner, balanced_quotas, display_name, method_names, n_kept,
-                             parse_method, proportional_quotas, select)
+from diffprune.pruning.select import (
+    METHODS,
+    ClusterPruner,
+    RandomPruner,
+    balanced_quotas,
+    display_name,
+    method_names,
+    n_kept,
+    parse_method,
+    proportional_quotas,
+    select,
+)
 
 RATIOS = st.one_of(st.sampled_from([0, 0.25, 0.5, 0.75, 0.9]), st.floats(0, 0.99))
 KEEP = st.sampled_from(["high", "mid", "low"])

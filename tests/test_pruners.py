@@ -9,11 +9,18 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from sklearn.base import clone
 
-from diffprune.pruning.cluster_pruners import DensityPruner, ModeratePruner, PrototypePruner, SemDeDupPruner, preceding_similarity, projected_quotas
+from diffprune.pruning.cluster_pruners import (
+    DensityPruner,
+    ModeratePruner,
+    PrototypePruner,
+    SemDeDupPruner,
+    preceding_similarity,
+    projected_quotas,
+)
 from diffprune.pruning.difficulty_pruners import CoveragePruner, IntervalPruner, UncertaintyPruner, dynamic_uncertainty
 from diffprune.pruning.greedy_pruners import FacilityPruner, HerdingPruner, KCenterPruner
-from diffprune.pruning.select import KEEPS, n_kept
 from diffprune.pruning.registry import PRUNERS, kept_overlap, make_pruner, pruner_input, rank_correlations, stability
+from diffprune.pruning.select import KEEPS, n_kept
 from diffprune.pruning.transport_pruners import TransportPruner, transport_cost, transport_plan, transport_subset
 
 RNG = np.random.default_rng(0)

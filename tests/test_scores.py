@@ -1,14 +1,35 @@
 "Scores from recorded losses and gradients: exactness, order and batch independence, reliability, direction, bad input."
 import math
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+
 from diffprune.models.dit import DiT
-from diffprune.pruning.scores import (ProbeGrid, ProbeSet, Recorder, el2n_scores, epoch_ends, grand_scores, leave_one_out, mean_gradient, monotonicity_scores,
-    moso_scores, normalise_times, probe_losses, probe_moso, probe_norms, split_half_reliability, stratified_times, surrogate_folds)
 from diffprune.models.train import TrainConfig, Trainer, diffusion_loss
+from diffprune.pruning.scores import (
+    ProbeGrid,
+    ProbeSet,
+    Recorder,
+    el2n_scores,
+    epoch_ends,
+    grand_scores,
+    leave_one_out,
+    mean_gradient,
+    monotonicity_scores,
+    moso_scores,
+    normalise_times,
+    probe_losses,
+    probe_moso,
+    probe_norms,
+    split_half_reliability,
+    stratified_times,
+    surrogate_folds,
+)
+
 
 def model(seed=0, **kw):
     g = torch.Generator().manual_seed(seed)

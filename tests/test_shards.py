@@ -1,5 +1,6 @@
 """Tars, parquet files and Hugging Face data sets as records; damaged shards do not stop the others."""
-import io, tarfile
+import io
+import tarfile
 
 import numpy as np
 import pytest

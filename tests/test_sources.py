@@ -1,14 +1,19 @@
 """Data sets as users have them: small folders in the true layouts, the errors users will meet, and a kill in the middle."""
-import io, os, signal, subprocess, sys, time
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from diffprune.core.store import Store
 from diffprune.data.datasets import dataset_config, load_dataset
 from diffprune.data.decode import Records
 from diffprune.data.sources import split_records
-from diffprune.core.store import Store
 
 datasets = pytest.importorskip("datasets")
 
@@ -160,7 +165,10 @@ def test_imagenet_without_a_list_or_val(tmp_path, store):
 
 
 def shards(root, kind, names):
-    import tarfile, pyarrow as pa, pyarrow.parquet as pq
+    import tarfile
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
     root.mkdir(parents=True)
     for name, values in names.items():
         buffers = []

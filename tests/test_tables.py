@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffprune.report.figures import figure_folder
-from diffprune.report.tables import escape_latex, figures_index, format_value, mean_and_spread, save_table, to_latex, to_markdown, wide_table
+from diffprune.report.tables import (
+    escape_latex,
+    figures_index,
+    format_value,
+    mean_and_spread,
+    save_table,
+    to_latex,
+    to_markdown,
+    wide_table,
+)
 
 ORIGIN = dict(dataset="folder:/my photos", preset="cpu", seeds=[0], device="cpu", commit="abc", created="2026-01-01")
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from diffprune.core import store as store_module
 from diffprune.cli import app
+from diffprune.core import store as store_module
 from diffprune.core.lineage import code_version
 from diffprune.core.stages import Context, Stage, materialise
 from diffprune.core.store import Store, create_array, now, save_array

@@ -5,7 +5,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffprune.report.verdicts import FAILS, HOLDS, MISSING, OPEN, Contrast, Effect, claims_table, better_than_random, claim_methods, forest, judge, paper_claims, seed_effects, seed_interval
+from diffprune.report.verdicts import (
+    FAILS,
+    HOLDS,
+    MISSING,
+    OPEN,
+    Contrast,
+    Effect,
+    better_than_random,
+    claim_methods,
+    claims_table,
+    forest,
+    judge,
+    paper_claims,
+    seed_effects,
+    seed_interval,
+)
 
 RATIOS, SEEDS = (0.25, 0.5, 0.75, 0.9, 0.95), (0, 1, 2)
 

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffprune.pruning.select import balanced_quotas, n_kept
-from diffprune.study.study import Study
 from diffprune.report.views import backbones, balance_studies, balanced_ratio, class_noises
+from diffprune.study.study import Study
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=30))

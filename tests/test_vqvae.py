@@ -2,12 +2,15 @@
 import copy
 import dataclasses
 import json
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from vector_quantize_pytorch import VectorQuantize
+
 from diffprune.models.vqvae import VQVAE, LatentNorm, VQVAEConfig, decode_latents, encode_images, perplexity, to_float, to_uint8, vqvae_loss
 
 TINY = VQVAEConfig(base_channels=4, channel_mult=(1, 2), n_res_blocks=1, codebook_size=16, ema_decay=.8)

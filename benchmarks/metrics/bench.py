@@ -31,11 +31,11 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 from vendi_score import vendi
 
+from diffprune.core.store import git_commit
 from diffprune.metrics.coverage import precision_recall
 from diffprune.metrics.fidelity import inception_score, kernel_distance
 from diffprune.metrics.frechet import FeatureStats, frechet_distance, frechet_from_few
 from diffprune.metrics.neighbours import nearest
-from diffprune.core.store import git_commit
 from diffprune.metrics.vendi import vendi_score
 
 RESULTS = Path(__file__).parent / "results"

@@ -19,11 +19,13 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
 from diffprune.models.dit import dit_model
 from diffprune.models.flow import flow_matching_loss
 from diffprune.pruning.gradients import CompiledGradients, plain_attention, sample_gradients

@@ -16,12 +16,14 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import torch
+
 from diffprune.models.dit import dit_model
-from diffprune.pruning.scores import ProbeGrid, ProbeSet, Recorder, epoch_ends, probe_losses, probe_moso, probe_norms
 from diffprune.models.train import TrainConfig, Trainer, diffusion_loss, seeded
+from diffprune.pruning.scores import ProbeGrid, ProbeSet, Recorder, epoch_ends, probe_losses, probe_moso, probe_norms
 
 HERE = Path(__file__).parent
 

@@ -15,8 +15,8 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1] / "tests"))
 from slurm_node import slurm_node, unavailable  # noqa: E402
 
-from diffprune.study.executors import submit  # noqa: E402
 from diffprune.core.store import Store  # noqa: E402
+from diffprune.study.executors import submit  # noqa: E402
 from diffprune.study.study import Study  # noqa: E402
 
 

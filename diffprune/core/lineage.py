@@ -6,7 +6,9 @@
 __all__ = ['module_file', 'module_tree', 'imported', 'modules_behind', 'reached', 'code_version']
 
 # %% ../../nbs/core/01_lineage.ipynb #cell-2
-import ast, hashlib, sys
+import ast
+import hashlib
+import sys
 from functools import lru_cache, partial
 from pathlib import Path
 

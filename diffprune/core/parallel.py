@@ -7,7 +7,11 @@ __all__ = ['ONE_PROCESS', 'Processes', 'processes', 'is_main', 'launched', 'star
            'agree', 'first_then_others', 'write_rows', 'add_up']
 
 # %% ../../nbs/core/02_parallel.ipynb #cell-3
-import itertools, json, os, shutil, time
+import itertools
+import json
+import os
+import shutil
+import time
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass

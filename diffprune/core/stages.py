@@ -6,10 +6,10 @@
 __all__ = ['Stage', 'Context', 'materialise']
 
 # %% ../../nbs/core/03_stages.ipynb #cell-2
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Callable
 
 from .lineage import code_version
 from .parallel import agree, is_main, processes, start, together

@@ -8,14 +8,25 @@ __all__ = ['log', 'canonical', 'digest', 'temporary_path', 'save_json', 'load_js
            'now', 'created_after', 'Meter', 'folder_bytes']
 
 # %% ../../nbs/core/00_store.ipynb #cell-2
-import errno, hashlib, json, logging, os, platform, shutil, subprocess, sys, tempfile, time, uuid
+import errno
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, is_dataclass
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import pandas as pd

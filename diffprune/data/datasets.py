@@ -8,10 +8,12 @@ __all__ = ['SPLITS', 'DATASETS', 'DATASET_MODULES', 'DatasetSpec', 'DataConfig',
            'load_dataset', 'make_digits', 'contact_sheet']
 
 # %% ../../nbs/data/02_datasets.ipynb #cell-2
-import hashlib, importlib, os
+import hashlib
+import importlib
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import pandas as pd
@@ -19,10 +21,10 @@ from fastcore.basics import patch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .decode import open_images, to_array
-from .split import hash_order, largest_remainder, stratified_split  # noqa: F401 - splitting is part of this interface
 from ..core.lineage import code_version
 from ..core.store import Artifact, Key, Store, save_json
+from .decode import open_images, to_array
+from .split import hash_order, largest_remainder, stratified_split  # noqa: F401 - splitting is part of this interface
 
 # %% ../../nbs/data/02_datasets.ipynb #cell-5
 SPLITS = ("train", "val")

@@ -7,10 +7,15 @@ __all__ = ['log', 'to_rgb', 'center_crop', 'to_array', 'decode_bytes', 'Records'
            'drop_rows', 'decode_records']
 
 # %% ../../nbs/data/01_decode.ipynb #cell-2
-import hashlib, io, json, logging, os, warnings
+import hashlib
+import io
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import pandas as pd

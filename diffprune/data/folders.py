@@ -7,7 +7,9 @@ __all__ = ['SPLIT_FOLDERS', 'MAX_FILE', 'FileEntry', 'list_files', 'fingerprint'
            'class_labels', 'split_folder', 'read_files', 'file_records']
 
 # %% ../../nbs/data/03_folders.ipynb #cell-2
-import hashlib, os, stat
+import hashlib
+import os
+import stat
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple

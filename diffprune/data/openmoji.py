@@ -7,7 +7,8 @@ __all__ = ['SKIN_TONES', 'CLASSES', 'emoji_table', 'describe_emoji', 'openmoji_v
            'make_openmoji']
 
 # %% ../../nbs/data/06_openmoji.ipynb #cell-2
-import csv, io
+import csv
+import io
 from functools import lru_cache
 from importlib import metadata, resources
 from pathlib import Path

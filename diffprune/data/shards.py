@@ -7,7 +7,9 @@ __all__ = ['number_labels', 'shard_split', 'list_tar', 'read_ranges', 'tar_recor
            'read_hf_images', 'hf_records']
 
 # %% ../../nbs/data/04_shards.ipynb #cell-2
-import os, re, tarfile
+import os
+import re
+import tarfile
 from functools import lru_cache, partial
 from pathlib import Path
 

@@ -8,18 +8,19 @@ __all__ = ['VAL_LISTS', 'data_root', 'split_entries', 'make_from_records', 'make
            'make_hf']
 
 # %% ../../nbs/data/05_sources.ipynb #cell-2
-import os, re
+import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from ..core.store import digest, file_digest
 from .datasets import BuildTask, DataConfig, register_dataset, write_samples
 from .decode import Records, decode_records
 from .folders import class_names, file_records, fingerprint, list_files, named_like_image, split_folder
 from .shards import hf_records, parquet_records, shard_split, tar_records
 from .split import stratified_split
-from ..core.store import digest, file_digest
 
 # %% ../../nbs/data/05_sources.ipynb #cell-5
 def data_root(

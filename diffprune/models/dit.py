@@ -11,11 +11,12 @@ __all__ = ['DIT_MODELS', 'timestep_embedding', 'TimestepEmbedder', 'LabelEmbedde
 import argparse
 import math
 from pathlib import Path
+
 import torch
-from torch import Tensor, nn
 from fastcore.basics import patch
 from safetensors.torch import load_file
 from timm.models.vision_transformer import Attention, Mlp, PatchEmbed
+from torch import Tensor, nn
 
 # %% ../../nbs/models/01_dit.ipynb #cell-6
 def timestep_embedding(

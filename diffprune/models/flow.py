@@ -9,6 +9,7 @@ __all__ = ['SOLVERS', 'interpolate', 'velocity', 'predict_velocity', 'flow_match
 # %% ../../nbs/models/02_flow.ipynb #cell-3
 import hashlib
 from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn

@@ -7,7 +7,11 @@ __all__ = ['log', 'TrainConfig', 'step_seed', 'Batches', 'Draws', 'learning_rate
            'Trainer', 'seeded', 'diffusion_loss']
 
 # %% ../../nbs/models/03_train.ipynb #cell-2
-import contextlib, logging, math, os, shutil
+import contextlib
+import logging
+import math
+import os
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 

@@ -12,12 +12,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
 from fastcore.basics import patch
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 from vector_quantize_pytorch import VectorQuantize
 

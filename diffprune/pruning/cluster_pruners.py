@@ -17,12 +17,14 @@ from .select import Pruner, kmeans_by_key, seats_for, uniform_keys, window
 # %% ../../nbs/pruning/04_cluster_pruners.ipynb #cell-6
 class KMeansPruner(Pruner):
     "Base of the pruners that cluster first. A subclass makes scores out of `kmeans_` in `_score(X)`."
-    def __init__(self,
-                 n_clusters=24,          # clusters k, or "knee"
-                 metric: str="cosine",   # "cosine" or "l2"
-                 n_init: int=3,          # k-means starts
-                 max_iter: int=100,      # iterations a start
-                 keep: str="high", stratify: bool=False, min_per_class: int=1, random_state=0):
+    def __init__(
+        self,
+        n_clusters=24,  # clusters k, or "knee"
+        metric:str="cosine",  # "cosine" or "l2"
+        n_init:int=3,  # k-means starts
+        max_iter:int=100,  # iterations a start
+        keep:str="high", stratify:bool=False, min_per_class:int=1, random_state=0,
+    ):
         super().__init__(keep, "proportional", stratify, min_per_class, random_state)
         self.n_clusters, self.metric, self.n_init, self.max_iter = n_clusters, metric, n_init, max_iter
 
@@ -35,9 +37,10 @@ class PrototypePruner(KMeansPruner):
     "Score: distance to the nearest prototype, so that hard samples are kept (Sorscher et al. 2022)."
     def _score(self, X) -> np.ndarray: return self.kmeans_.distances_
 
-    def score_samples(self,
-                      X,              # features (N, d)
-                     ) -> np.ndarray: # float64, (N,)
+    def score_samples(
+        self,
+        X,  # features (N, d)
+    ) -> np.ndarray:  # float64, (N,)
         "Distance of each sample to its nearest prototype."
         check_is_fitted(self, "kmeans_")
         return self.kmeans_.transform(X).min(1)
@@ -45,25 +48,29 @@ class PrototypePruner(KMeansPruner):
 # %% ../../nbs/pruning/04_cluster_pruners.ipynb #cell-12
 class ModeratePruner(KMeansPruner):
     "Score: minus the difference between the distance to the own centre and its median (Xia et al. 2023)."
-    def __init__(self, n_clusters=24, metric: str="l2", n_init: int=3, max_iter: int=100,
-                 keep: str="high", stratify: bool=False, min_per_class: int=1, random_state=0):
+    def __init__(
+        self, n_clusters=24, metric:str="l2", n_init:int=3, max_iter:int=100,
+        keep:str="high", stratify:bool=False, min_per_class:int=1, random_state=0,
+    ):
         super().__init__(n_clusters, metric, n_init, max_iter, keep, stratify, min_per_class, random_state)
 
     def _score(self, X) -> np.ndarray:
         self.median_ = float(np.median(self.kmeans_.distances_))
         return -abs(self.kmeans_.distances_ - self.median_)
 
-    def score_samples(self,
-                      X,              # features (N, d)
-                     ) -> np.ndarray: # float64, (N,)
+    def score_samples(
+        self,
+        X,  # features (N, d)
+    ) -> np.ndarray:  # float64, (N,)
         "Minus the difference between each sample's distance to its nearest centre and the training median."
         check_is_fitted(self, "kmeans_")
         return -abs(self.kmeans_.transform(X).min(1) - self.median_)
 
 # %% ../../nbs/pruning/04_cluster_pruners.ipynb #cell-14
-def preceding_similarity(U: np.ndarray,    # (n, d) unit rows in the order of preference
-                         block: int=1024,  # rows at a time, bounds the memory
-                        ) -> np.ndarray:   # float64, (n,)
+def preceding_similarity(
+    U:np.ndarray,  # (n, d) unit rows in the order of preference
+    block:int=1024,  # rows at a time, bounds the memory
+) -> np.ndarray:  # float64, (n,)
     "Largest cosine similarity of each row to any row before it; -1 for the first."
     largest = np.full(len(U), -1.0)
     for i in range(0, len(U), block):
@@ -87,9 +94,10 @@ class SemDeDupPruner(KMeansPruner):
         return scores
 
 # %% ../../nbs/pruning/04_cluster_pruners.ipynb #cell-18
-def _semdedup_score_samples(self,
-                            X,              # features (N, d)
-                           ) -> np.ndarray: # float64, (N,)
+def _semdedup_score_samples(
+    self,
+    X,  # features (N, d)
+) -> np.ndarray:  # float64, (N,)
     "Minus the largest cosine similarity of each sample to a training sample of its cluster."
     check_is_fitted(self, "kmeans_")
     cluster, U = self.kmeans_.predict(X), unit_rows(np.asarray(X, np.float32))
@@ -101,10 +109,11 @@ def _semdedup_score_samples(self,
 SemDeDupPruner.score_samples = _semdedup_score_samples
 
 # %% ../../nbs/pruning/04_cluster_pruners.ipynb #cell-20
-def projected_quotas(target: np.ndarray,  # (G,) wanted, any positive numbers
-                     sizes: np.ndarray,   # (G,) group sizes, an upper limit for each
-                     seats: int,          # how many in all, at most sum(sizes)
-                    ) -> np.ndarray:      # int64, (G,), sums to `seats`
+def projected_quotas(
+    target:np.ndarray,  # (G,) wanted, any positive numbers
+    sizes:np.ndarray,  # (G,) group sizes, an upper limit for each
+    seats:int,  # how many in all, at most sum(sizes)
+) -> np.ndarray:  # int64, (G,), sums to `seats`
     "Whole quotas nearest to `target` (least squares), at least one for each group where `seats` allows it."
     low = np.minimum(1, sizes) * (seats >= len(sizes))
     def excess(shift): return np.clip(target + shift, low, sizes).sum() - seats
@@ -117,11 +126,12 @@ def projected_quotas(target: np.ndarray,  # (G,) wanted, any positive numbers
     return quotas
 
 # %% ../../nbs/pruning/04_cluster_pruners.ipynb #cell-22
-def cluster_complexity(X: np.ndarray,        # (N, d)
-                       labels: np.ndarray,   # (N,) cluster of each, 0 ... k-1
-                       centers: np.ndarray,  # (k, d)
-                       neighbors: int=20,    # centres that count as near
-                      ) -> np.ndarray:       # float64, (k,)
+def cluster_complexity(
+    X:np.ndarray,  # (N, d)
+    labels:np.ndarray,  # (N,) cluster of each, 0 ... k-1
+    centers:np.ndarray,  # (k, d)
+    neighbors:int=20,  # centres that count as near
+) -> np.ndarray:  # float64, (k,)
     "d_inter times d_intra of every cluster, in cosine distance."
     U, C = unit_rows(X), unit_rows(centers)
     intra = np.bincount(labels, distances_to(U, C, labels, "cosine")) / np.bincount(labels)
@@ -131,11 +141,13 @@ def cluster_complexity(X: np.ndarray,        # (N, d)
 # %% ../../nbs/pruning/04_cluster_pruners.ipynb #cell-23
 class DensityPruner(KMeansPruner):
     "Score: distance to the own centre; clusters give by their complexity (Abbas et al. 2024). `keep` acts within clusters."
-    def __init__(self,
-                 n_clusters=24,             # clusters k, or "knee"
-                 temperature: float=0.1,    # of the softmax over complexities
-                 neighbors: int=20,         # centres that count as near
-                 metric: str="cosine", n_init: int=3, max_iter: int=100, keep: str="high", random_state=0):
+    def __init__(
+        self,
+        n_clusters=24,  # clusters k, or "knee"
+        temperature:float=0.1,  # of the softmax over complexities
+        neighbors:int=20,  # centres that count as near
+        metric:str="cosine", n_init:int=3, max_iter:int=100, keep:str="high", random_state=0,
+    ):
         super().__init__(n_clusters, metric, n_init, max_iter, keep, False, 1, random_state)
         self.temperature, self.neighbors = temperature, neighbors
 
@@ -145,7 +157,7 @@ class DensityPruner(KMeansPruner):
         self.complexity_ = cluster_complexity(X, self.groups_, self.kmeans_.cluster_centers_, self.neighbors)
         return self.kmeans_.distances_
 
-    def _choose(self, pruning_ratio, keep: str) -> tuple:
+    def _choose(self, pruning_ratio, keep:str) -> tuple:
         seats, _ = seats_for(len(self.scores_), pruning_ratio, "proportional", None)
         share = np.exp((self.complexity_ - self.complexity_.max()) / self.temperature)
         quotas = projected_quotas(share / share.sum() * seats, np.bincount(self.groups_), seats)

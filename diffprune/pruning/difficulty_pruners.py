@@ -14,9 +14,10 @@ import numpy as np
 from .select import Pruner, balanced_quotas, cell_quotas, check_scores, codes_of, seats_for, uniform_keys
 
 # %% ../../nbs/pruning/06_difficulty_pruners.ipynb #cell-6
-def dynamic_uncertainty(losses,          # (epochs, N) recorded losses, finite
-                        window: int=10,  # epochs J in the sliding window, at least 2
-                       ) -> np.ndarray:  # float64, (N,)
+def dynamic_uncertainty(
+    losses,  # (epochs, N) recorded losses, finite
+    window:int=10,  # epochs J in the sliding window, at least 2
+) -> np.ndarray:  # float64, (N,)
     "Mean over sliding windows of the standard deviation of the loss. Raises a ValueError for bad losses or a bad window."
     losses = np.asarray(losses, np.float64)
     if losses.ndim != 2 or 0 in losses.shape: raise ValueError(f"losses have the shape {losses.shape}; (epochs, samples) is expected")
@@ -28,26 +29,30 @@ def dynamic_uncertainty(losses,          # (epochs, N) recorded losses, finite
 # %% ../../nbs/pruning/06_difficulty_pruners.ipynb #cell-10
 class UncertaintyPruner(Pruner):
     "Score: dynamic uncertainty of the recorded losses, `fit(losses.T)` (He et al. 2024)."
-    def __init__(self,
-                 window: int=10,         # epochs J in the sliding window; shortened where fewer were recorded
-                 keep: str="high", stratify: bool=False, min_per_class: int=1, random_state=0):
+    def __init__(
+        self,
+        window:int=10,  # epochs J in the sliding window; shortened where fewer were recorded
+        keep:str="high", stratify:bool=False, min_per_class:int=1, random_state=0,
+    ):
         super().__init__(keep, "proportional", stratify, min_per_class, random_state)
         self.window = window
 
     def _fit(self, X): self.scores_ = self.score_samples(X)
 
-    def score_samples(self,
-                      X,              # recorded losses (N, epochs)
-                     ) -> np.ndarray: # float64, (N,)
+    def score_samples(
+        self,
+        X,  # recorded losses (N, epochs)
+    ) -> np.ndarray:  # float64, (N,)
         "Dynamic uncertainty of each sample."
         X = self._check(X)
         return dynamic_uncertainty(X.T, min(self.window, X.shape[1]) if isinstance(self.window, Integral) else self.window)
 
 # %% ../../nbs/pruning/06_difficulty_pruners.ipynb #cell-13
-def interval_positions(n: int,            # samples in the sorted list
-                       m: int,            # to keep
-                       reach: float=1.0,  # share of the list that is walked through
-                      ) -> np.ndarray:    # int64, (m,), rising
+def interval_positions(
+    n:int,  # samples in the sorted list
+    m:int,  # to keep
+    reach:float=1.0,  # share of the list that is walked through
+) -> np.ndarray:  # int64, (m,), rising
     "Positions at even steps from the start of the list."
     if not isinstance(reach, Real) or not 0 < reach <= 1: raise ValueError(f"reach={reach!r}; a share above 0, up to 1, is expected")
     step = max(1.0, reach * n / m) if m else 1.0
@@ -62,13 +67,14 @@ class DifficultySetPruner(Pruner):
         self.scores_, self.keys_ = X, uniform_keys(self.ids_, self.seed_, "difficulty")
         self._pick(X[:1], self.keys_[:1], 1)
 
-    def score_samples(self,
-                      X,              # difficulties (N,)
-                     ) -> np.ndarray: # float64, (N,)
+    def score_samples(
+        self,
+        X,  # difficulties (N,)
+    ) -> np.ndarray:  # float64, (N,)
         "The difficulties themselves."
         return check_scores(X)
 
-    def _choose(self, pruning_ratio, keep: str) -> tuple:
+    def _choose(self, pruning_ratio, keep:str) -> tuple:
         if keep == "mid": raise ValueError("keep='mid'; a set has no middle, known are high (the set) and low (the complement of one)")
         cells = codes_of(self.labels_, len(self.scores_), "y")
         sizes = np.bincount(cells)
@@ -83,26 +89,30 @@ class DifficultySetPruner(Pruner):
 # %% ../../nbs/pruning/06_difficulty_pruners.ipynb #cell-17
 class IntervalPruner(DifficultySetPruner):
     "Every k-th sample from easy to hard, in the manner of the selection step of D2C; `stratify=True` does so within classes."
-    def __init__(self,
-                 reach: float=1.0,   # share of the sorted list that is walked through; below 1 the hardest are left out
-                 keep: str="high", stratify: bool=False, min_per_class: int=1, random_state=0):
+    def __init__(
+        self,
+        reach:float=1.0,  # share of the sorted list that is walked through; below 1 the hardest are left out
+        keep:str="high", stratify:bool=False, min_per_class:int=1, random_state=0,
+    ):
         super().__init__(keep, "proportional", stratify, min_per_class, random_state)
         self.reach = reach
 
-    def _pick(self, difficulty, keys, m: int) -> np.ndarray:
+    def _pick(self, difficulty, keys, m:int) -> np.ndarray:
         return np.lexsort((keys, difficulty))[interval_positions(len(difficulty), m, self.reach)]
 
 # %% ../../nbs/pruning/06_difficulty_pruners.ipynb #cell-19
 class CoveragePruner(DifficultySetPruner):
     "An equal number from every stratum of the difficulty range, without the hardest (Zheng et al. 2023)."
-    def __init__(self,
-                 strata: int=50,           # strata of equal width
-                 hardest: float=0.1,       # share beta that is left out as too hard, at most the pruned share
-                 keep: str="high", stratify: bool=False, min_per_class: int=1, random_state=0):
+    def __init__(
+        self,
+        strata:int=50,  # strata of equal width
+        hardest:float=0.1,  # share beta that is left out as too hard, at most the pruned share
+        keep:str="high", stratify:bool=False, min_per_class:int=1, random_state=0,
+    ):
         super().__init__(keep, "proportional", stratify, min_per_class, random_state)
         self.strata, self.hardest = strata, hardest
 
-    def _pick(self, difficulty, keys, m: int) -> np.ndarray:
+    def _pick(self, difficulty, keys, m:int) -> np.ndarray:
         if not isinstance(self.strata, Integral) or self.strata < 1: raise ValueError(f"strata={self.strata!r}; a positive integer is expected")
         if not isinstance(self.hardest, Real) or not 0 <= self.hardest < 1: raise ValueError(f"hardest={self.hardest!r}; a share in [0, 1) is expected")
         if m == 0: return np.empty(0, np.int64)

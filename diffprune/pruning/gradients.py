@@ -6,10 +6,11 @@
 __all__ = ['visit_layers', 'SampleGradients', 'sample_gradients', 'sample_projections', 'plain_attention', 'CompiledGradients']
 
 # %% ../../nbs/pruning/00_gradients.ipynb #cell-3
-from collections.abc import Callable
 import warnings
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -19,12 +19,14 @@ from .select import Pruner, cell_quotas, codes_of, seats_for, uniform_keys
 # %% ../../nbs/pruning/05_greedy_pruners.ipynb #cell-6
 class GreedyPruner(Pruner):
     "Base of the greedy pruners. A subclass yields positions in the order of choice from `_order(X, keys)`."
-    def __init__(self,
-                 keep: str="high",       # "high": chosen first, "low": chosen last, or "mid"
-                 stratify: bool=False,   # choose within each class, for which `fit` needs labels
-                 min_per_class: int=1,   # with `stratify`: no class keeps fewer; 0 lets classes vanish
-                 random_state=0,         # settles ties
-                 progress: bool=False):  # show a progress bar
+    def __init__(
+        self,
+        keep:str="high",  # "high": chosen first, "low": chosen last, or "mid"
+        stratify:bool=False,  # choose within each class, for which `fit` needs labels
+        min_per_class:int=1,  # with `stratify`: no class keeps fewer; 0 lets classes vanish
+        random_state=0,  # settles ties
+        progress:bool=False,  # show a progress bar
+    ):
         super().__init__(keep, "proportional", stratify, min_per_class, random_state)
         self.progress = progress
 
@@ -41,18 +43,20 @@ class GreedyPruner(Pruner):
         return state
 
 # %% ../../nbs/pruning/05_greedy_pruners.ipynb #cell-8
-def best(values: np.ndarray,  # (n,) the largest wins
-         keys: np.ndarray,    # (n,) tie keys, the smallest wins
-        ) -> int:
+def best(
+    values:np.ndarray,  # (n,) the largest wins
+    keys:np.ndarray,  # (n,) tie keys, the smallest wins
+) -> int:
     "Position of the largest value; between equal ones the key decides."
     top = np.flatnonzero(values == values.max())
     return int(top[np.argmin(keys[top])])
 
 # %% ../../nbs/pruning/05_greedy_pruners.ipynb #cell-9
-def first_chosen(self,
-                 cell: int,   # class
-                 count: int,  # how many
-                ) -> list:    # positions in the training set, in the order of choice
+def first_chosen(
+    self,
+    cell:int,  # class
+    count:int,  # how many
+) -> list:  # positions in the training set, in the order of choice
     "The first `count` choices within a class. What has been chosen once is remembered (and found again after pickling)."
     chosen, members = self._chosen[cell], self.members_[cell]
     if self._sources[cell] is None:
@@ -64,7 +68,7 @@ def first_chosen(self,
 GreedyPruner.first_chosen = first_chosen
 
 # %% ../../nbs/pruning/05_greedy_pruners.ipynb #cell-10
-def _choose(self, pruning_ratio, keep: str) -> tuple:
+def _choose(self, pruning_ratio, keep:str) -> tuple:
     sizes = np.array([len(m) for m in self.members_])
     seats, ratio = seats_for(sizes.sum(), pruning_ratio, "proportional", sizes)
     quotas = cell_quotas(sizes[:, None], seats, ratio, keep, "proportional", self.min_per_class, self.seed_).ravel()
@@ -79,9 +83,10 @@ def _choose(self, pruning_ratio, keep: str) -> tuple:
 GreedyPruner._choose = _choose
 
 # %% ../../nbs/pruning/05_greedy_pruners.ipynb #cell-12
-def score_samples(self,
-                  X,              # features (N, d)
-                 ) -> np.ndarray: # float64, (N,), 1 for the first chosen
+def score_samples(
+    self,
+    X,  # features (N, d)
+) -> np.ndarray:  # float64, (N,), 1 for the first chosen
     "Places in the greedy order of the given samples, as a set of their own."
     check_is_fitted(self, "seed_")
     X = self._check(X)
@@ -116,11 +121,12 @@ class HerdingPruner(GreedyPruner):
             total, free[current] = total + X[current], -np.inf
 
 # %% ../../nbs/pruning/05_greedy_pruners.ipynb #cell-20
-def gains(U: np.ndarray,           # (n, d) unit rows
-          candidates: np.ndarray,  # (c,) positions
-          served: np.ndarray,      # (n,) similarity of each sample to its representative so far
-          block: int=512,          # candidates at a time, bounds the memory
-         ) -> np.ndarray:          # float64, (c,)
+def gains(
+    U:np.ndarray,  # (n, d) unit rows
+    candidates:np.ndarray,  # (c,) positions
+    served:np.ndarray,  # (n,) similarity of each sample to its representative so far
+    block:int=512,  # candidates at a time, bounds the memory
+) -> np.ndarray:  # float64, (c,)
     "How much each candidate would add to the facility-location function."
     total = np.empty(len(candidates))
     for i in range(0, len(candidates), block):

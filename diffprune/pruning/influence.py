@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from scipy.linalg import cho_factor, cho_solve
 from torch import Tensor, nn
+
 from ..models.flow import interpolate, predict_velocity
 
 # %% ../../nbs/pruning/01_influence.ipynb #cell-6

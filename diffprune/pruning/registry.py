@@ -27,15 +27,17 @@ PRUNERS = dict(random=("any", RandomPruner), monotonicity=("scores", ScorePruner
                facility=("features", FacilityPruner), transport=("features", TransportPruner))
 
 # %% ../../nbs/pruning/08_registry.ipynb #cell-7
-def pruner_input(name: str, # method, such as "cluster_clip_mid"
-                ) -> str:   # "any", "features", "scores" or "losses"
+def pruner_input(
+    name:str,  # method, such as "cluster_clip_mid"
+) -> str:  # "any", "features", "scores" or "losses"
     "What `fit` of this method's pruner takes."
     return PRUNERS[parse_method(name).base][0]
 
 # %% ../../nbs/pruning/08_registry.ipynb #cell-8
-def make_pruner(name: str,   # method, such as "cluster_clip_mid"
-                **options,   # parameters of its class, such as `n_clusters` and `random_state`
-               ):            # unfitted pruner; its `keep` is the one in the name
+def make_pruner(
+    name:str,  # method, such as "cluster_clip_mid"
+    **options,  # parameters of its class, such as `n_clusters` and `random_state`
+):  # unfitted pruner; its `keep` is the one in the name
     "The pruner of a method. Raises a ValueError for an unknown method or option."
     base, _, keep = parse_method(name)
     cls = PRUNERS[base][1]
@@ -47,28 +49,31 @@ def make_pruner(name: str,   # method, such as "cluster_clip_mid"
     return cls(keep=keep, **options)
 
 # %% ../../nbs/pruning/08_registry.ipynb #cell-11
-def kept_overlap(selections: dict,  # selections by name
-                ) -> pd.DataFrame:  # share of the smaller set that both keep
+def kept_overlap(
+    selections:dict,  # selections by name
+) -> pd.DataFrame:  # share of the smaller set that both keep
     "Overlap of all pairs of kept sets."
     sets = {name: set(np.asarray(s.ids)[s.indices].tolist()) for name, s in selections.items()}
     table = [[len(a & b) / min(len(a), len(b)) for b in sets.values()] for a in sets.values()]
     return pd.DataFrame(table, list(sets), list(sets))
 
 # %% ../../nbs/pruning/08_registry.ipynb #cell-12
-def rank_correlations(scores: dict,       # (N,) scores by name
-                     ) -> pd.DataFrame:   # Spearman's rho; NaN for scores that are all the same
+def rank_correlations(
+    scores:dict,  # (N,) scores by name
+) -> pd.DataFrame:  # Spearman's rho; NaN for scores that are all the same
     "Rank correlation of all pairs of scores."
     with np.errstate(invalid="ignore", divide="ignore"):
         ranks = np.stack([pd.Series(np.asarray(s)).rank().to_numpy() for s in scores.values()])
         return pd.DataFrame(np.corrcoef(ranks), list(scores), list(scores))
 
 # %% ../../nbs/pruning/08_registry.ipynb #cell-13
-def stability(pruner,                # unfitted pruner that has a `random_state`
-              X,                     # what it is fitted on
-              pruning_ratio: float,  # pruned share
-              seeds=range(5),        # at least two
-              **fit_args,            # further arguments of `fit`, such as `ids`
-             ) -> pd.Series:         # overlap and rank correlation, means over pairs of seeds, and the overlap of random sets
+def stability(
+    pruner,  # unfitted pruner that has a `random_state`
+    X,  # what it is fitted on
+    pruning_ratio:float,  # pruned share
+    seeds=range(5),  # at least two
+    **fit_args,  # further arguments of `fit`, such as `ids`
+) -> pd.Series:  # overlap and rank correlation, means over pairs of seeds, and the overlap of random sets
     "How much of a kept set stays when only the seed changes."
     runs = [clone(pruner).set_params(random_state=s).fit(X, **fit_args).select(pruning_ratio) for s in seeds]
     if len(runs) < 2: raise ValueError(f"seeds={list(seeds)!r}; at least two are needed")

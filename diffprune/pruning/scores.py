@@ -14,17 +14,19 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
 import numpy as np
 import torch
 from fastcore.basics import patch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+
+from ..core.store import load_array, save_array
 from ..data.datasets import hash_order
 from ..models.flow import flow_matching_loss, sample_noise
 from .gradients import CompiledGradients, plain_attention, sample_gradients, sample_projections
 from .influence import mean_influence, output_energy, random_directions
-from ..core.store import load_array, save_array
 
 # %% ../../nbs/pruning/02_scores.ipynb #cell-6
 @dataclass(frozen=True)

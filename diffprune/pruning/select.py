@@ -23,17 +23,19 @@ from sklearn.utils.validation import check_is_fitted
 from ..features.cluster import KMeans, check_features, choose_k
 
 # %% ../../nbs/pruning/03_select.ipynb #cell-6
-def n_kept(n: int,                # samples
-           pruning_ratio: float,  # share that is pruned, 0 <= pruning_ratio < 1
-          ) -> int:               # round((1 - pruning_ratio) * n)
+def n_kept(
+    n:int,  # samples
+    pruning_ratio:float,  # share that is pruned, 0 <= pruning_ratio < 1
+) -> int:  # round((1 - pruning_ratio) * n)
     "Number of samples kept. Raises a ValueError for a ratio outside [0, 1)."
     if not isinstance(pruning_ratio, Real) or isinstance(pruning_ratio, bool) or not 0 <= pruning_ratio < 1:
         raise ValueError(f"pruning_ratio={pruning_ratio!r}; the pruned share is a number from 0 (nothing pruned) up to, not including, 1")
     return round((1 - pruning_ratio) * n)
 
 # %% ../../nbs/pruning/03_select.ipynb #cell-9
-def seed_from(random_state,  # int, numpy RandomState or Generator, or None
-             ) -> int:
+def seed_from(
+    random_state,  # int, numpy RandomState or Generator, or None
+) -> int:
     "An integer seed. None gives a fresh one; a RandomState or Generator is asked for the next. Raises a ValueError for other types."
     if random_state is None: return int(np.random.default_rng().integers(2**31))
     if isinstance(random_state, Integral) and not isinstance(random_state, bool): return int(random_state)
@@ -42,10 +44,11 @@ def seed_from(random_state,  # int, numpy RandomState or Generator, or None
     raise ValueError(f"random_state={random_state!r}; an int, a numpy RandomState or Generator, or None is expected")
 
 # %% ../../nbs/pruning/03_select.ipynb #cell-10
-def uniform_keys(ids,             # (N,) ids, ints or strings
-                 seed: int,       # other seeds give independent keys
-                 purpose: str="", # and so do other purposes
-                ) -> np.ndarray:  # uint64, (N,)
+def uniform_keys(
+    ids,  # (N,) ids, ints or strings
+    seed:int,  # other seeds give independent keys
+    purpose:str="",  # and so do other purposes
+) -> np.ndarray:  # uint64, (N,)
     "A pseudo-random 64-bit number a sample, a function of seed, purpose and id alone."
     start = hashlib.blake2b(f"{purpose}/{seed}/".encode(), digest_size=8)
     digests = bytearray()
@@ -56,11 +59,12 @@ def uniform_keys(ids,             # (N,) ids, ints or strings
     return np.frombuffer(bytes(digests), np.uint64)
 
 # %% ../../nbs/pruning/03_select.ipynb #cell-13
-def proportional_quotas(sizes,        # (G,) group sizes
-                        seats: int,   # how many to give out in all, within 1 of share * sum(sizes)
-                        share: float, # of each group, so that group g is due share * sizes[g]
-                        seed: int=0,  # settles equal remainders
-                       ) -> np.ndarray: # int64, (G,), sums to `seats`
+def proportional_quotas(
+    sizes,  # (G,) group sizes
+    seats:int,  # how many to give out in all, within 1 of share * sum(sizes)
+    share:float,  # of each group, so that group g is due share * sizes[g]
+    seed:int=0,  # settles equal remainders
+) -> np.ndarray:  # int64, (G,), sums to `seats`
     "Quotas proportional to the group sizes, by largest remainder."
     due = np.asarray(sizes) * share
     quotas = np.floor(due + 1e-9).astype(np.int64)
@@ -70,10 +74,11 @@ def proportional_quotas(sizes,        # (G,) group sizes
     return quotas
 
 # %% ../../nbs/pruning/03_select.ipynb #cell-16
-def balanced_quotas(sizes,       # (G,) group sizes
-                    seats: int,  # how many to give out in all
-                    seed: int=0, # settles who gives the last few
-                   ) -> np.ndarray: # int64, (G,), at most `sizes`, sums to `seats`
+def balanced_quotas(
+    sizes,  # (G,) group sizes
+    seats:int,  # how many to give out in all
+    seed:int=0,  # settles who gives the last few
+) -> np.ndarray:  # int64, (G,), at most `sizes`, sums to `seats`
     "The same quota for every group, as far as each can give it. Raises a ValueError where the groups have less than `seats` in all."
     sizes = np.asarray(sizes, np.int64)
     if seats > sizes.sum(): raise ValueError(f"{seats} samples are asked of groups that have {sizes.sum()}")
@@ -85,10 +90,11 @@ def balanced_quotas(sizes,       # (G,) group sizes
     return quotas
 
 # %% ../../nbs/pruning/03_select.ipynb #cell-20
-def lifted_quotas(quotas,     # (G,) as computed so far
-                  sizes,      # (G,) group sizes
-                  least: int, # smallest quota allowed; smaller groups give all they have
-                 ) -> np.ndarray: # int64, (G,), the same sum
+def lifted_quotas(
+    quotas,  # (G,) as computed so far
+    sizes,  # (G,) group sizes
+    least:int,  # smallest quota allowed; smaller groups give all they have
+) -> np.ndarray:  # int64, (G,), the same sum
     "Quotas of at least `least`. Raises a ValueError where the sum is too small for that."
     floor = np.minimum(sizes, least)
     if np.sum(quotas) < floor.sum():
@@ -101,27 +107,29 @@ def lifted_quotas(quotas,     # (G,) as computed so far
 # %% ../../nbs/pruning/03_select.ipynb #cell-23
 KEEPS, QUOTAS = ("high", "mid", "low"), ("proportional", "balanced")
 
-def group_quotas(sizes: np.ndarray,     # (G,) group sizes
-                 seats: int,            # kept in all
-                 pruning_ratio: float,  # pruned share that `seats` comes from
-                 keep: str="high",      # "high", "low" or "mid"
-                 quotas: str="proportional", # or "balanced"
-                 seed: int=0,           # settles ties
-                ) -> np.ndarray:        # int64, (G,), kept of each group, sums to `seats`
+def group_quotas(
+    sizes:np.ndarray,  # (G,) group sizes
+    seats:int,  # kept in all
+    pruning_ratio:float,  # pruned share that `seats` comes from
+    keep:str="high",  # "high", "low" or "mid"
+    quotas:str="proportional",  # or "balanced"
+    seed:int=0,  # settles ties
+) -> np.ndarray:  # int64, (G,), kept of each group, sums to `seats`
     "How many of each group are kept."
     if quotas == "balanced": return balanced_quotas(sizes, seats, seed)
     if keep == "low": return sizes - proportional_quotas(sizes, sizes.sum() - seats, pruning_ratio, seed)
     return proportional_quotas(sizes, seats, 1 - pruning_ratio, seed)
 
 # %% ../../nbs/pruning/03_select.ipynb #cell-24
-def cell_quotas(table: np.ndarray,      # (classes, groups) sizes
-                seats: int,             # kept in all
-                pruning_ratio: float,   # pruned share that `seats` comes from
-                keep: str,              # "high", "low" or "mid"
-                quotas: str,            # "proportional" or "balanced", among the groups of a class
-                least: int,             # smallest number kept of a class
-                seed: int,              # settles ties
-               ) -> np.ndarray:         # int64, (classes, groups), kept of each cell
+def cell_quotas(
+    table:np.ndarray,  # (classes, groups) sizes
+    seats:int,  # kept in all
+    pruning_ratio:float,  # pruned share that `seats` comes from
+    keep:str,  # "high", "low" or "mid"
+    quotas:str,  # "proportional" or "balanced", among the groups of a class
+    least:int,  # smallest number kept of a class
+    seed:int,  # settles ties
+) -> np.ndarray:  # int64, (classes, groups), kept of each cell
     "How many of each group of each class are kept: first classes, proportionally, then groups within the class."
     if len(table) == 1: return group_quotas(table[0], seats, pruning_ratio, keep, quotas, seed)[None]
     sizes = table.sum(1)
@@ -129,8 +137,9 @@ def cell_quotas(table: np.ndarray,      # (classes, groups) sizes
     return np.stack([group_quotas(row, q, 1 - q / row.sum(), keep, quotas, seed) for row, q in zip(table, of_class)])
 
 # %% ../../nbs/pruning/03_select.ipynb #cell-25
-def check_scores(scores,        # (N,) one score a sample
-                ) -> np.ndarray: # float64, (N,)
+def check_scores(
+    scores,  # (N,) one score a sample
+) -> np.ndarray:  # float64, (N,)
     "Scores as float64. Raises a ValueError for a wrong shape, no scores, NaN or infinity."
     scores = np.asarray(scores)
     if scores.ndim != 1 or not len(scores): raise ValueError(f"scores have the shape {scores.shape}; one score for each of at least one sample is expected")
@@ -139,17 +148,18 @@ def check_scores(scores,        # (N,) one score a sample
     return scores
 
 # %% ../../nbs/pruning/03_select.ipynb #cell-26
-def codes_of(values,     # (n,) labels of any kind, or None
-             n: int,     # samples
-             name: str,  # how errors call it
-            ) -> np.ndarray: # int64, (n,), 0, 1, ... in the order of the sorted labels; zeros for None
+def codes_of(
+    values,  # (n,) labels of any kind, or None
+    n:int,  # samples
+    name:str,  # how errors call it
+) -> np.ndarray:  # int64, (n,), 0, 1, ... in the order of the sorted labels; zeros for None
     "Labels as consecutive integers. Raises a ValueError for a wrong shape."
     if values is None: return np.zeros(n, np.int64)
     if np.shape(values) != (n,): raise ValueError(f"{name} has the shape {np.shape(values)}; {(n,)} is expected, one for each sample")
     return np.unique(np.asarray(values), return_inverse=True)[1]
 
 # %% ../../nbs/pruning/03_select.ipynb #cell-27
-def check_ids(ids, n: int) -> np.ndarray:
+def check_ids(ids, n:int) -> np.ndarray:
     "Ids as an array; positions for None. Raises a ValueError for a wrong number, or ids that are not unique."
     if ids is None: return np.arange(n)
     ids = np.asarray(ids)
@@ -158,12 +168,13 @@ def check_ids(ids, n: int) -> np.ndarray:
     return ids
 
 # %% ../../nbs/pruning/03_select.ipynb #cell-28
-def window(scores: np.ndarray,  # (N,)
-           cells: np.ndarray,   # (N,) cell of each sample, 0 ... C-1
-           quotas: np.ndarray,  # (C,) kept of each cell
-           keep: str,           # "high", "low" or "mid"
-           keys: np.ndarray,    # (N,) tie keys
-          ) -> np.ndarray:      # int64, sorted positions
+def window(
+    scores:np.ndarray,  # (N,)
+    cells:np.ndarray,  # (N,) cell of each sample, 0 ... C-1
+    quotas:np.ndarray,  # (C,) kept of each cell
+    keep:str,  # "high", "low" or "mid"
+    keys:np.ndarray,  # (N,) tie keys
+) -> np.ndarray:  # int64, sorted positions
     "Cut the kept window out of the ranking of every cell."
     sizes = np.bincount(cells, minlength=len(quotas))
     spare = sizes - quotas
@@ -174,16 +185,17 @@ def window(scores: np.ndarray,  # (N,)
     return np.sort(order[(rank >= begin) & (rank < begin + quotas[cells[order]])])
 
 # %% ../../nbs/pruning/03_select.ipynb #cell-29
-def select(scores,                    # (N,) one score a sample, finite
-           pruning_ratio=None,        # pruned share in [0, 1); None with balanced quotas: the smallest group decides
-           keep: str="high",          # "high", "low" (the inverse) or "mid"
-           groups=None,               # (N,) cluster of each sample, or None
-           quotas: str="proportional",# "proportional" or "balanced", among the groups
-           labels=None,               # (N,) class of each sample to stratify by, or None
-           min_per_class: int=1,      # no class keeps fewer, unless it has fewer; 0 lets classes vanish
-           ids=None,                  # (N,) unique ids, ints or strings; None: positions
-           random_state=0,            # settles ties
-          ) -> np.ndarray:            # int64, sorted positions of the kept samples
+def select(
+    scores,  # (N,) one score a sample, finite
+    pruning_ratio=None,  # pruned share in [0, 1); None with balanced quotas: the smallest group decides
+    keep:str="high",  # "high", "low" (the inverse) or "mid"
+    groups=None,  # (N,) cluster of each sample, or None
+    quotas:str="proportional",  # "proportional" or "balanced", among the groups
+    labels=None,  # (N,) class of each sample to stratify by, or None
+    min_per_class:int=1,  # no class keeps fewer, unless it has fewer; 0 lets classes vanish
+    ids=None,  # (N,) unique ids, ints or strings; None: positions
+    random_state=0,  # settles ties
+) -> np.ndarray:  # int64, sorted positions of the kept samples
     "Positions of the kept samples, exactly `n_kept(N, pruning_ratio)`. Raises a ValueError for input it cannot use, and where nothing would be kept."
     scores = check_scores(scores)
     n, seed = len(scores), seed_from(random_state)
@@ -198,11 +210,12 @@ def select(scores,                    # (N,) one score a sample, finite
     return window(scores, cells, per_cell.ravel(), keep, uniform_keys(check_ids(ids, n), seed, "ties"))
 
 # %% ../../nbs/pruning/03_select.ipynb #cell-30
-def seats_for(n: int,              # samples
-              pruning_ratio,       # pruned share, or None with balanced quotas
-              quotas: str,         # "proportional" or "balanced"
-              sizes: np.ndarray,   # (G,) group sizes
-             ) -> tuple:           # number kept, pruned share
+def seats_for(
+    n:int,  # samples
+    pruning_ratio,  # pruned share, or None with balanced quotas
+    quotas:str,  # "proportional" or "balanced"
+    sizes:np.ndarray,  # (G,) group sizes
+) -> tuple:  # number kept, pruned share
     "How many to keep. Without a ratio, balanced quotas keep s of each of k groups, a pruned share of 1 - s k / n."
     if pruning_ratio is None:
         if quotas != "balanced": raise ValueError("pruning_ratio=None is understood with quotas='balanced' alone")
@@ -216,12 +229,12 @@ def seats_for(n: int,              # samples
 @dataclass(frozen=True)
 class Selection:
     "The samples that a pruner keeps."
-    indices: np.ndarray       # (m,) int64, sorted positions in the training set
-    scores: np.ndarray        # (N,) scores of all training samples
-    pruning_ratio: float      # pruned share that was asked for; with balanced quotas and no ratio, what came out
-    keep: str                 # "high", "low" or "mid"
-    ids: np.ndarray           # (N,) ids of all training samples
-    groups: np.ndarray|None   # (N,) clusters of all training samples, or None
+    indices:np.ndarray  # (m,) int64, sorted positions in the training set
+    scores:np.ndarray  # (N,) scores of all training samples
+    pruning_ratio:float  # pruned share that was asked for; with balanced quotas and no ratio, what came out
+    keep:str  # "high", "low" or "mid"
+    ids:np.ndarray  # (N,) ids of all training samples
+    groups:np.ndarray|None  # (N,) clusters of all training samples, or None
 
     def __len__(self): return len(self.indices)
 
@@ -238,19 +251,22 @@ class Selection:
 # %% ../../nbs/pruning/03_select.ipynb #cell-41
 class Pruner(BaseEstimator):
     "Base of all pruners. A subclass sets `scores_` (and `groups_`) in `_fit(X)` and scores other samples in `score_samples(X)`."
-    def __init__(self,
-                 keep: str="high",           # "high", "low" (the inverse) or "mid"
-                 quotas: str="proportional", # "proportional" or "balanced", where the pruner has groups
-                 stratify: bool=False,       # respect the class labels given to `fit`
-                 min_per_class: int=1,       # with `stratify`: no class keeps fewer; 0 lets classes vanish
-                 random_state=0):            # seed of ties and of the method itself
+    def __init__(
+        self,
+        keep:str="high",  # "high", "low" (the inverse) or "mid"
+        quotas:str="proportional",  # "proportional" or "balanced", where the pruner has groups
+        stratify:bool=False,  # respect the class labels given to `fit`
+        min_per_class:int=1,  # with `stratify`: no class keeps fewer; 0 lets classes vanish
+        random_state=0,  # seed of ties and of the method itself
+    ):
         self.keep, self.quotas, self.stratify = keep, quotas, stratify
         self.min_per_class, self.random_state = min_per_class, random_state
 
-    def select(self,
-               pruning_ratio=None,  # pruned share in [0, 1); None with balanced quotas: the smallest group decides
-               keep: str|None=None, # "high", "low" or "mid"; None: as the pruner was set up
-              ) -> Selection:
+    def select(
+        self,
+        pruning_ratio=None,  # pruned share in [0, 1); None with balanced quotas: the smallest group decides
+        keep:str|None=None,  # "high", "low" or "mid"; None: as the pruner was set up
+    ) -> Selection:
         "Choose among the samples of `fit`. Raises a ValueError for a ratio outside [0, 1)."
         check_is_fitted(self, "seed_")
         keep = self.keep if keep is None else keep
@@ -261,18 +277,19 @@ class Pruner(BaseEstimator):
 
     def _check(self, X) -> np.ndarray: return check_features(X)
 
-    def _choose(self, pruning_ratio, keep: str) -> tuple:
+    def _choose(self, pruning_ratio, keep:str) -> tuple:
         kept = select(self.scores_, pruning_ratio, keep, self.groups_, self.quotas, self.labels_,
                       self.min_per_class, self.ids_, self.seed_)
         return kept, self.scores_
 
 # %% ../../nbs/pruning/03_select.ipynb #cell-42
 @patch
-def fit(self: Pruner,
-        X,         # what the pruner scores: features (N, d) unless its class says otherwise
-        y=None,    # (N,) class labels, needed with `stratify`
-        ids=None,  # (N,) unique ids; None: positions
-       ) -> Pruner:
+def fit(
+    self:Pruner,
+    X,  # what the pruner scores: features (N, d) unless its class says otherwise
+    y=None,  # (N,) class labels, needed with `stratify`
+    ids=None,  # (N,) unique ids; None: positions
+) -> Pruner:
     "Score the training samples. Raises a ValueError for input that cannot be used."
     X = self._check(X)
     if self.stratify and y is None: raise ValueError("stratify=True needs class labels: fit(X, y)")
@@ -292,10 +309,11 @@ class RandomPruner(Pruner):
 
     def _fit(self, X): self.scores_ = self.score_samples(X, self.ids_)
 
-    def score_samples(self,
-                      X,         # anything with a length N; its values play no part
-                      ids=None,  # (N,) unique ids; None: positions
-                     ) -> np.ndarray: # float64, (N,)
+    def score_samples(
+        self,
+        X,  # anything with a length N; its values play no part
+        ids=None,  # (N,) unique ids; None: positions
+    ) -> np.ndarray:  # float64, (N,)
         "Random scores of samples, the same for the same id."
         check_is_fitted(self, "seed_")
         return uniform_keys(check_ids(ids, len(X)), self.seed_, "random") / 2.0**64
@@ -307,19 +325,21 @@ class ScorePruner(Pruner):
 
     def _fit(self, X): self.scores_ = X
 
-    def score_samples(self,
-                      X,              # scores (N,)
-                     ) -> np.ndarray: # float64, (N,)
+    def score_samples(
+        self,
+        X,  # scores (N,)
+    ) -> np.ndarray:  # float64, (N,)
         "The scores themselves, checked."
         return check_scores(X)
 
 # %% ../../nbs/pruning/03_select.ipynb #cell-50
-def kmeans_by_key(X: np.ndarray,  # features (N, d)
-                  ids,            # (N,) unique ids
-                  seed: int,      # of the k-means and of the keys
-                  n_clusters,     # clusters k, or "knee"
-                  **kwargs,       # further arguments of `KMeans`
-                 ) -> KMeans:     # fitted; `labels_` and `distances_` are in the order of `X`
+def kmeans_by_key(
+    X:np.ndarray,  # features (N, d)
+    ids,  # (N,) unique ids
+    seed:int,  # of the k-means and of the keys
+    n_clusters,  # clusters k, or "knee"
+    **kwargs,  # further arguments of `KMeans`
+) -> KMeans:  # fitted; `labels_` and `distances_` are in the order of `X`
     "k-means whose result depends on the seed and the ids, and not on the order of the samples."
     order = np.argsort(uniform_keys(ids, seed, "k-means"))
     ordered = X[order]
@@ -332,12 +352,14 @@ def kmeans_by_key(X: np.ndarray,  # features (N, d)
 # %% ../../nbs/pruning/03_select.ipynb #cell-51
 class ClusterPruner(Pruner):
     "Score: minus the distance to the own k-means centre. keep='high' is near the centre, 'low' far from it."
-    def __init__(self,
-                 n_clusters=24,              # clusters k, or "knee": chosen from the inertia curve
-                 metric: str="l2",           # "l2" or "cosine"
-                 n_init: int=3,              # k-means starts
-                 max_iter: int=100,          # iterations a start
-                 keep: str="high", quotas: str="proportional", stratify: bool=False, min_per_class: int=1, random_state=0):
+    def __init__(
+        self,
+        n_clusters=24,  # clusters k, or "knee": chosen from the inertia curve
+        metric:str="l2",  # "l2" or "cosine"
+        n_init:int=3,  # k-means starts
+        max_iter:int=100,  # iterations a start
+        keep:str="high", quotas:str="proportional", stratify:bool=False, min_per_class:int=1, random_state=0,
+    ):
         super().__init__(keep, quotas, stratify, min_per_class, random_state)
         self.n_clusters, self.metric, self.n_init, self.max_iter = n_clusters, metric, n_init, max_iter
 
@@ -345,9 +367,10 @@ class ClusterPruner(Pruner):
         self.kmeans_ = kmeans_by_key(X, self.ids_, self.seed_, self.n_clusters, metric=self.metric, n_init=self.n_init, max_iter=self.max_iter)
         self.groups_, self.scores_ = self.kmeans_.labels_, -self.kmeans_.distances_
 
-    def score_samples(self,
-                      X,              # features (N, d)
-                     ) -> np.ndarray: # float64, (N,)
+    def score_samples(
+        self,
+        X,  # features (N, d)
+    ) -> np.ndarray:  # float64, (N,)
         "Minus the distance of each sample to its nearest centre."
         check_is_fitted(self, "kmeans_")
         return -self.kmeans_.transform(X).min(1)
@@ -355,9 +378,9 @@ class ClusterPruner(Pruner):
 # %% ../../nbs/pruning/03_select.ipynb #cell-58
 class Method(NamedTuple):
     "A method of a study, taken apart."
-    base: str           # key of `METHODS`
-    backbone: str|None  # backbone of its features, None where it needs none
-    keep: str           # "high", "mid" or "low"
+    base:str  # key of `METHODS`
+    backbone:str|None  # backbone of its features, None where it needs none
+    keep:str  # "high", "mid" or "low"
 
 METHODS = dict(random="Random", monotonicity="Monotonicity", el2n="EL2N", grand="GraNd", moso="MoSo", dtrak="D-TRAK", uncertainty="Uncertainty",
                interval="Interval", coverage="Coverage", cluster="Cluster", balanced="Balanced", prototypes="Prototypes",
@@ -368,13 +391,14 @@ METHOD_BACKBONES = dict(clip=("clip", "C"), dino=("dinov2", "D"), lite0=("lite0"
 SUFFIXES = {"": "high", "_mid": "mid", "_inv": "low"}
 
 # %% ../../nbs/pruning/03_select.ipynb #cell-59
-def method_names() -> list: # of str
+def method_names() -> list:  # of str
     "All names of methods, without suffixes."
     return [b for b in METHODS if b not in EMBEDDED] + [f"{b}_{f}" for b in EMBEDDED for f in METHOD_BACKBONES]
 
 # %% ../../nbs/pruning/03_select.ipynb #cell-60
-def parse_method(name: str,   # such as "cluster_lite0_inv"
-                ) -> Method:  # base, backbone, keep
+def parse_method(
+    name:str,  # such as "cluster_lite0_inv"
+) -> Method:  # base, backbone, keep
     "Take a method's name apart. Raises a ValueError that lists the known ones."
     for suffix in ("_mid", "_inv", ""):
         stem = name.removesuffix(suffix)
@@ -384,8 +408,9 @@ def parse_method(name: str,   # such as "cluster_lite0_inv"
     raise ValueError(f"unknown method {name!r}; known are {', '.join(method_names())}, each also with _mid or _inv")
 
 # %% ../../nbs/pruning/03_select.ipynb #cell-61
-def display_name(name: str, # method, such as "cluster_clip_mid"
-                ) -> str:   # for titles and legends, with matplotlib's math
+def display_name(
+    name:str,  # method, such as "cluster_clip_mid"
+) -> str:  # for titles and legends, with matplotlib's math
     "A method's name in the paper's typography."
     base, _, keep = parse_method(name)
     stem = name.removesuffix("_mid").removesuffix("_inv")

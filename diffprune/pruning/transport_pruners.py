@@ -17,9 +17,10 @@ from tqdm.auto import tqdm
 from .select import Pruner, cell_quotas, codes_of, kmeans_by_key, seats_for, uniform_keys
 
 # %% ../../nbs/pruning/07_transport_pruners.ipynb #cell-6
-def transport_plan(cost: np.ndarray,      # (m, n) cost of a unit of mass from kept sample to sample
-                   capacity: float=1.2,   # c, at least 1; each sample takes up at most c / n
-                  ) -> np.ndarray:        # float64, (m, n), rows sum to 1 / m
+def transport_plan(
+    cost:np.ndarray,  # (m, n) cost of a unit of mass from kept sample to sample
+    capacity:float=1.2,  # c, at least 1; each sample takes up at most c / n
+) -> np.ndarray:  # float64, (m, n), rows sum to 1 / m
     "The cheapest one-sided partial transport plan, exactly. Needs the package POT."
     if importlib.util.find_spec("ot") is None:
         raise ModuleNotFoundError("partial optimal transport needs the package POT: pip install POT")
@@ -30,18 +31,20 @@ def transport_plan(cost: np.ndarray,      # (m, n) cost of a unit of mass from k
     return ot.emd(rows, np.full(n, capacity / n), np.vstack([cost, np.zeros(n)]), numItermax=10**7)[:m]
 
 # %% ../../nbs/pruning/07_transport_pruners.ipynb #cell-9
-def transport_cost(X: np.ndarray,        # (n, d) all samples
-                   kept: np.ndarray,     # (m,) positions of the kept
-                   capacity: float=1.2,  # c, at least 1
-                  ) -> float:
+def transport_cost(
+    X:np.ndarray,  # (n, d) all samples
+    kept:np.ndarray,  # (m,) positions of the kept
+    capacity:float=1.2,  # c, at least 1
+) -> float:
     "W(S): the cost of the cheapest plan from the kept samples to all."
     cost = cdist(X[kept], X, "sqeuclidean")
     return float((transport_plan(cost, capacity) * cost).sum())
 
 # %% ../../nbs/pruning/07_transport_pruners.ipynb #cell-11
-def moved(X: np.ndarray,     # (n, d)
-          plan: np.ndarray,  # (m, n)
-         ) -> np.ndarray:    # (m,) positions, distinct
+def moved(
+    X:np.ndarray,  # (n, d)
+    plan:np.ndarray,  # (m, n)
+) -> np.ndarray:  # (m,) positions, distinct
     "For every row of the plan the free sample nearest to the centre of its mass."
     to_center = cdist(plan @ X / plan.sum(1, keepdims=True), X, "sqeuclidean")
     free, kept = np.ones(len(X), bool), np.empty(len(plan), np.int64)
@@ -51,11 +54,12 @@ def moved(X: np.ndarray,     # (n, d)
     return kept
 
 # %% ../../nbs/pruning/07_transport_pruners.ipynb #cell-12
-def alternate(X: np.ndarray,         # (n, d)
-              kept: np.ndarray,      # (m,) positions to start from
-              capacity: float=1.2,   # c, at least 1
-              max_iter: int=30,      # alternations at most
-             ) -> tuple:             # positions (m,), cost at the start and after each alternation
+def alternate(
+    X:np.ndarray,  # (n, d)
+    kept:np.ndarray,  # (m,) positions to start from
+    capacity:float=1.2,  # c, at least 1
+    max_iter:int=30,  # alternations at most
+) -> tuple:  # positions (m,), cost at the start and after each alternation
     "Plan and move in turns until the cost no longer falls."
     costs = []
     for _ in range(max_iter + 1):
@@ -67,13 +71,14 @@ def alternate(X: np.ndarray,         # (n, d)
     return best, costs
 
 # %% ../../nbs/pruning/07_transport_pruners.ipynb #cell-14
-def transport_subset(X: np.ndarray,        # (n, d)
-                     m: int,               # how many to keep
-                     capacity: float=1.2,  # c, at least 1
-                     n_init: int=3,        # random starts
-                     max_iter: int=30,     # alternations at most, for each start
-                     random_state=0,       # int seed, of the starts
-                    ) -> tuple:            # positions (m,), cost at the start and after each alternation
+def transport_subset(
+    X:np.ndarray,  # (n, d)
+    m:int,  # how many to keep
+    capacity:float=1.2,  # c, at least 1
+    n_init:int=3,  # random starts
+    max_iter:int=30,  # alternations at most, for each start
+    random_state=0,  # int seed, of the starts
+) -> tuple:  # positions (m,), cost at the start and after each alternation
     "The best of several local optima of W(S)."
     if m in (0, len(X)): return np.arange(m), [0.0]
     rng = np.random.default_rng(random_state)
@@ -83,12 +88,14 @@ def transport_subset(X: np.ndarray,        # (n, d)
 # %% ../../nbs/pruning/07_transport_pruners.ipynb #cell-19
 class TransportPruner(Pruner):
     "Keeps a subset that is close to the full set in one-sided partial transport, in the manner of GADC (arXiv 2606.05883)."
-    def __init__(self,
-                 capacity: float=1.2,   # c, at least 1; each sample takes up at most c / n
-                 cell_size: int=1000,   # aim for cells of about so many samples
-                 n_init: int=3,         # random starts in each cell
-                 max_iter: int=30,      # alternations at most, for each start
-                 keep: str="high", stratify: bool=False, min_per_class: int=1, random_state=0, progress: bool=False):
+    def __init__(
+        self,
+        capacity:float=1.2,  # c, at least 1; each sample takes up at most c / n
+        cell_size:int=1000,  # aim for cells of about so many samples
+        n_init:int=3,  # random starts in each cell
+        max_iter:int=30,  # alternations at most, for each start
+        keep:str="high", stratify:bool=False, min_per_class:int=1, random_state=0, progress:bool=False,
+    ):
         super().__init__(keep, "proportional", stratify, min_per_class, random_state)
         self.capacity, self.cell_size, self.n_init, self.max_iter, self.progress = capacity, cell_size, n_init, max_iter, progress
 
@@ -100,7 +107,7 @@ class TransportPruner(Pruner):
         self.X_, self.keys_ = X, uniform_keys(self.ids_, self.seed_, "transport")
 
 # %% ../../nbs/pruning/07_transport_pruners.ipynb #cell-20
-def _choose(self, pruning_ratio, keep: str) -> tuple:
+def _choose(self, pruning_ratio, keep:str) -> tuple:
     if keep == "mid": raise ValueError("keep='mid'; a set has no middle, known are high (the set) and low (the complement of one)")
     n, label = len(self.X_), codes_of(self.labels_, len(self.X_), "y")
     cells = label * (self.groups_.max() + 1) + self.groups_

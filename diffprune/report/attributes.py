@@ -18,9 +18,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
+from ..core.stages import materialise
 from ..features.cluster import check_features
 from .plots import OKABE_ITO, set_title
-from ..core.stages import materialise
 from .verdicts import seed_interval
 from .views import reconstruction_features, run_features
 

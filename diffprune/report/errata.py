@@ -10,12 +10,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from ..study.departures import DEPARTURES, check_departures
-from .plots import MARKERS, OKABE_ITO, set_title
-from ..pruning.select import parse_method
 from ..core.stages import materialise
-from ..study.study import Study
+from ..pruning.select import parse_method
+from .plots import MARKERS, OKABE_ITO, set_title
 from .tables import method_label
+from ..study.departures import DEPARTURES, check_departures
+from ..study.study import Study
 
 # %% ../../nbs/report/09_errata.ipynb #cell-5
 def departing(

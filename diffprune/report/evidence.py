@@ -9,11 +9,11 @@ __all__ = ['control_ratio', 'derange', 'same_noise_share', 'likeness', 'closest_
 import numpy as np
 import pandas as pd
 
+from ..core.stages import materialise
 from ..metrics.memorization import show_nearest
 from ..metrics.neighbours import nearest
-from ..core.stages import materialise
-from ..study.study import Run
 from .views import run_features, sample_classes, train_features
+from ..study.study import Run
 
 # %% ../../nbs/report/05_evidence.ipynb #cell-5
 def control_ratio(

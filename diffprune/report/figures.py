@@ -6,7 +6,11 @@
 __all__ = ['check_parameters', 'parse_list', 'seeds_text', 'figure_title', 'figures_root', 'figure_folder', 'save_figure']
 
 # %% ../../nbs/report/01_figures.ipynb #cell-2
-import difflib, json, os, re, types
+import difflib
+import json
+import os
+import re
+import types
 from pathlib import Path
 
 import pandas as pd

@@ -14,9 +14,9 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.decomposition import PCA
 from sklearn.utils.validation import check_is_fitted
 
+from ..core.stages import materialise
 from ..features.cluster import assign, check_features, unit_rows
 from .plots import OKABE_ITO, set_title
-from ..core.stages import materialise
 from .views import reconstruction_features, run_features, train_clusters
 
 # %% ../../nbs/report/04_maps.ipynb #cell-5

@@ -12,11 +12,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from ..core.stages import materialise
 from ..features.cluster import check_features, unit_rows
 from .plots import OKABE_ITO, display_name, set_title
-from ..core.stages import materialise
-from ..study.study import Run, Study
 from .views import run_features, sample_classes
+from ..study.study import Run, Study
 
 # %% ../../nbs/report/06_pairs.ipynb #cell-5
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .figures import figure_folder, figures_root
-from ..pruning.select import display_name
 from ..core.store import load_json, save_json, temporary_path
+from ..pruning.select import display_name
+from .figures import figure_folder, figures_root
 
 # %% ../../nbs/report/02_tables.ipynb #cell-5
 def format_value(

@@ -13,12 +13,12 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 
-from ..study.pipeline import Pipeline, load_vqvae
-from ..pruning.select import METHOD_BACKBONES, parse_method
 from ..core.stages import Stage, materialise
 from ..core.store import save_array
-from ..study.study import Run, Study
 from ..models.vqvae import to_float, to_uint8
+from ..pruning.select import METHOD_BACKBONES, parse_method
+from ..study.pipeline import Pipeline, load_vqvae
+from ..study.study import Run, Study
 
 # %% ../../nbs/report/03_views.ipynb #cell-5
 def backbones(

@@ -14,15 +14,15 @@ from fastcore.basics import patch
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
-from ..models.baselines import GAN, VAE, BaselineConfig, gan_loss, generate_images, vae_loss
-from ..data.datasets import Rows
-from ..metrics.evaluate import metric_name
-from .pipeline import Pipeline, from_settings
 from ..core.stages import Stage, materialise
 from ..core.store import save_array
-from .study import Study
+from ..data.datasets import Rows
+from ..metrics.evaluate import metric_name
+from ..models.baselines import GAN, VAE, BaselineConfig, gan_loss, generate_images, vae_loss
 from ..models.train import TrainConfig, Trainer, seeded
 from ..models.vqvae import to_float
+from .pipeline import Pipeline, from_settings
+from .study import Study
 
 # %% ../../nbs/study/06_baseline_runs.ipynb #cell-5
 BASELINES = dict(vae=(VAE, vae_loss), gan=(GAN, gan_loss))  # kind -> model, loss

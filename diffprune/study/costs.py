@@ -8,7 +8,9 @@ __all__ = ['KNOWN_COUNTS', 'RULES', 'OVERHEAD', 'Counts', 'count_images', 'secon
            'Machine', 'Cost', 'cost_of', 'estimate_costs']
 
 # %% ../../nbs/study/04_costs.ipynb #cell-2
-import math, os, time
+import math
+import os
+import time
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,14 +19,14 @@ import pyarrow.parquet as pq
 import torch
 from tqdm.auto import tqdm
 
-from ..data.datasets import DataConfig, dataset_key
-from ..models.dit import DIT_MODELS, dit_model
-from ..features.embed import clip_config, embed_images, load_backbone, parse_backbone
-from ..models.flow import sample_ode
-from ..pruning.scores import ProbeGrid, ProbeSet, probe_norms
 from ..core.store import Store
+from ..data.datasets import DataConfig, dataset_key
+from ..features.embed import clip_config, embed_images, load_backbone, parse_backbone
+from ..models.dit import DIT_MODELS, dit_model
+from ..models.flow import sample_ode
 from ..models.train import Batches, TrainConfig, Trainer, diffusion_loss, seeded
 from ..models.vqvae import VQVAE, VQVAEConfig, decode_latents, to_float, vqvae_loss
+from ..pruning.scores import ProbeGrid, ProbeSet, probe_norms
 
 # %% ../../nbs/study/04_costs.ipynb #cell-5
 KNOWN_COUNTS = dict(  # data set -> images for training and validation, classes

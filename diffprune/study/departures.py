@@ -15,10 +15,10 @@ import pandas as pd
 import torch
 
 from ..models.flow import flow_matching_loss
-from ..pruning.gradients import sample_gradients
-from ..pruning.select import KEEPS, codes_of, n_kept, select, uniform_keys, window
-from ..pruning.scores import ProbeGrid, ProbeSet, leave_one_out, mean_gradient
 from ..models.vqvae import LatentNorm
+from ..pruning.gradients import sample_gradients
+from ..pruning.scores import ProbeGrid, ProbeSet, leave_one_out, mean_gradient
+from ..pruning.select import KEEPS, codes_of, n_kept, select, uniform_keys, window
 
 # %% ../../nbs/study/00_departures.ipynb #cell-5
 @dataclass(frozen=True)

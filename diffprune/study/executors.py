@@ -6,7 +6,11 @@
 __all__ = ['log', 'EXECUTORS', 'StudyJob', 'slurm_queue', 'Watch', 'Submission', 'submit']
 
 # %% ../../nbs/study/07_executors.ipynb #cell-2
-import json, logging, os, subprocess, time
+import json
+import logging
+import os
+import subprocess
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 

@@ -13,9 +13,9 @@ import pandas as pd
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from ..metrics.memorization import memorization
-from ..metrics.evaluate import FeatureStats, ball_radii, feature_stats, measure
 from ..core.store import save_array, save_json
+from ..metrics.evaluate import FeatureStats, ball_radii, feature_stats, measure
+from ..metrics.memorization import memorization
 
 # %% ../../nbs/study/02_measures.ipynb #cell-5
 def linear_classifier(

@@ -11,7 +11,8 @@ __all__ = ['SCORERS', 'from_settings', 'make_vqvae', 'load_vqvae', 'make_latents
            'DepartingPipeline', 'make_pipeline']
 
 # %% ../../nbs/study/03_pipeline.ipynb #cell-2
-import math, shutil
+import math
+import shutil
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
@@ -21,22 +22,46 @@ import torch
 from fastcore.basics import patch
 from safetensors.torch import load_file
 
-from ..data.datasets import DataConfig, Rows, load_dataset
-from .departures import constant_norm, decode_unclamped, departing_subset, single_draw, stale_label_products, swapped, with_departures
-from ..models.dit import dit_model
-from ..features.embed import backbone_settings, embed_images, has_classifier, load_backbone
-from ..models.flow import sample_latents
-from .measures import make_memorization, make_metrics, make_reference, sample_table
 from ..core.parallel import add_up, agree, first_then_others, is_main, write_rows
-from .presets import Preset, SampleConfig
-from ..pruning.select import RandomPruner, kmeans_by_key, parse_method, select
-from ..pruning.registry import make_pruner, pruner_input
-from ..pruning.scores import (ProbeGrid, ProbeSet, Recorder, Scores, dtrak_scores, el2n_scores, epoch_ends, grand_scores, influences, monotonicity_scores,
-                              moso_scores, probe_losses, probe_moso, probe_norms, probe_projections, surrogate_folds)
 from ..core.stages import Stage
 from ..core.store import create_array, load_array, load_json, save_array, save_json
+from ..data.datasets import DataConfig, Rows, load_dataset
+from ..features.embed import backbone_settings, embed_images, has_classifier, load_backbone
+from ..models.dit import dit_model
+from ..models.flow import sample_latents
 from ..models.train import TrainConfig, Trainer, diffusion_loss, learning_rate, seeded
 from ..models.vqvae import VQVAE, LatentNorm, VQVAEConfig, decode_latents, encode_images, to_float, vqvae_loss
+from ..pruning.registry import make_pruner, pruner_input
+from diffprune.pruning.scores import (
+    ProbeGrid,
+    ProbeSet,
+    Recorder,
+    Scores,
+    dtrak_scores,
+    el2n_scores,
+    epoch_ends,
+    grand_scores,
+    influences,
+    monotonicity_scores,
+    moso_scores,
+    probe_losses,
+    probe_moso,
+    probe_norms,
+    probe_projections,
+    surrogate_folds,
+)
+from ..pruning.select import RandomPruner, kmeans_by_key, parse_method, select
+from diffprune.study.departures import (
+    constant_norm,
+    decode_unclamped,
+    departing_subset,
+    single_draw,
+    stale_label_products,
+    swapped,
+    with_departures,
+)
+from .measures import make_memorization, make_metrics, make_reference, sample_table
+from .presets import Preset, SampleConfig
 
 # %% ../../nbs/study/03_pipeline.ipynb #cell-5
 def from_settings(

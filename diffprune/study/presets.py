@@ -9,9 +9,9 @@ __all__ = ['PRESETS', 'SampleConfig', 'ProxyConfig', 'InfluenceConfig', 'Preset'
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 
 from ..models.baselines import BASELINE_CONFIGS, BaselineConfig
-from .departures import check_departures, departure_overrides
 from ..models.train import TrainConfig
 from ..models.vqvae import VQVAEConfig
+from .departures import check_departures, departure_overrides
 
 # %% ../../nbs/study/01_presets.ipynb #cell-5
 @dataclass(frozen=True)

@@ -7,7 +7,14 @@ __all__ = ['RATIOS', 'Run', 'grid', 'study_devices', 'worker_device', 'default_w
            'recorded_studies']
 
 # %% ../../nbs/study/05_study.ipynb #cell-2
-import json, os, re, subprocess, sys, tempfile, threading, time
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 
@@ -18,18 +25,18 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from .costs import Machine, count_images, estimate_costs
-from ..data.datasets import dataset_config
-from ..features.embed import parse_backbone
 from ..core.lineage import code_version
-from ..metrics.evaluate import metric_name
 from ..core.parallel import agree, launched, start
-from .pipeline import make_pipeline
-from .presets import load_preset
-from ..pruning.select import parse_method
 from ..core.stages import Context, materialise
 from ..core.store import Store, digest, load_json, save_json
 from ..core.store import provenance as code_provenance
+from ..data.datasets import dataset_config
+from ..features.embed import parse_backbone
+from ..metrics.evaluate import metric_name
+from ..pruning.select import parse_method
+from .costs import Machine, count_images, estimate_costs
+from .pipeline import make_pipeline
+from .presets import load_preset
 
 # %% ../../nbs/study/05_study.ipynb #cell-5
 @dataclass(frozen=True, order=True)

@@ -1,0 +1,73 @@
+"""Habits of the house that can be read off the source: rhythm, docments, one dialect."""
+import ast
+import io
+import re
+import tokenize
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
+name = lambda path: f"{path.parent.name}-{path.stem}"
+
+
+def exported(cell): return cell.cell_type == "code" and re.match(r"\s*#\| *exporti?\b", cell.source) is not None
+
+
+def imports_only(source):
+    "Whether a cell does nothing but import."
+    return all(isinstance(s, (ast.Import, ast.ImportFrom, ast.Try)) for s in ast.parse(source).body)
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=name)
+def cells(request): return nbformat.read(request.param, 4).cells
+
+
+def test_what_is_exported_is_shown_or_explained_at_once(cells):
+    definitions = [i for i, c in enumerate(cells) if exported(c) and not imports_only(c.source)]
+    bare = [cells[i].source.splitlines()[1] for i in definitions if i + 1 == len(cells) or exported(cells[i + 1])]
+    assert not bare, "followed neither by prose nor by an example nor by an assertion: " + "; ".join(bare)
+
+
+def test_exported_cells_are_short(cells):
+    long = [c.source.splitlines()[1] for c in cells if exported(c) and len(c.source.splitlines()) > 46]
+    assert not long, f"over 45 lines: {long}"
+
+
+def functions(tree, inside=()):
+    "Public functions and methods with their qualified names; not the functions within functions."
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"): yield from functions(node, (*inside, node.name))
+        elif isinstance(node, ast.FunctionDef) and not node.name.startswith("_"): yield ".".join((*inside, node.name)), node
+
+
+def undocumented(source):
+    "Parameters without a docment, and functions without a docstring."
+    comments = {t.start[0] for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT}
+    for called, f in functions(ast.parse(source)):
+        decorators = {n.id for d in f.decorator_list for n in ast.walk(d) if isinstance(n, ast.Name)}
+        if ast.get_docstring(f) is None: yield f"{called} has no docstring"
+        if any(isinstance(n, ast.Attribute) and n.attr == "command" for d in f.decorator_list for n in ast.walk(d)): continue  # typer: help= says it
+        args = [*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs, *filter(None, [f.args.vararg, f.args.kwarg])]
+        if args and (args[0].arg in ("self", "cls") or "patch" in decorators): args = args[1:]
+        missing = [a.arg for a in args if a.lineno not in comments]
+        if missing: yield f"{called}: no docment for {', '.join(missing)}"
+
+
+def test_public_functions_have_docments(cells):
+    found = [line for c in cells if exported(c) for line in undocumented(c.source)]
+    assert not found, "\n".join(found)
+
+
+def test_signatures_have_one_dialect(cells):
+    spaced = []
+    for c in cells:
+        if not exported(c): continue
+        lines = c.source.splitlines()
+        for node in ast.walk(ast.parse(c.source)):
+            if isinstance(node, (ast.arg, ast.AnnAssign)) and node.annotation is not None:
+                line, at = lines[node.annotation.lineno - 1], node.annotation.col_offset
+                if line[at - 1] == " ": spaced.append(line.strip())
+    assert not spaced, "written `name:type=default,  # meaning` elsewhere: " + "; ".join(spaced)
