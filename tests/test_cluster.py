@@ -10,7 +10,8 @@ from sklearn.base import clone
 from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
 
-from diffprune.features.cluster import KMeans, check_features, choose_k, default_ks, distances_to, inertia_curve, knee
+from diffprune.core.checks import check_features
+from diffprune.features.cluster import KMeans, choose_k, default_ks, distances_to, inertia_curve, knee
 
 X, TRUTH = make_blobs(400, centers=6, n_features=10, random_state=1)
 X = X.astype(np.float32)
@@ -72,7 +73,7 @@ def test_distances_of_near_duplicates_are_exact():
 
 @pytest.mark.parametrize("bad", [np.zeros(4), np.zeros((0, 3)), np.zeros((3, 0)), np.zeros((2, 2, 2)), [[np.nan, 1]] * 30, [[np.inf, 1]] * 30])
 def test_bad_features(bad):
-    with pytest.raises(ValueError): check_features(bad)
+    with pytest.raises(ValueError): check_features(bad, min_samples=1, dtype=np.float32)
     with pytest.raises(ValueError): KMeans(2).fit(bad)
 
 

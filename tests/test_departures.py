@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from diffprune.core.store import Store
 from diffprune.data.datasets import dataset_config
-from diffprune.models.vqvae import to_uint8
+from diffprune.core.checks import to_uint8
 from diffprune.pruning.select import n_kept
 from diffprune.study.departures import (
     DEPARTURES,

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from diffprune.core.checks import read_state_dict
 from diffprune.models.dit import (
     DIT_MODELS,
     DiT,
@@ -15,7 +16,6 @@ from diffprune.models.dit import (
     dit_model,
     label_drop_mask,
     load_checkpoint,
-    read_state_dict,
     sincos_pos_embed,
     unpatchify,
 )

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from vector_quantize_pytorch import VectorQuantize
 
-from diffprune.models.vqvae import VQVAE, LatentNorm, VQVAEConfig, decode_latents, encode_images, perplexity, to_float, to_uint8, vqvae_loss
+from diffprune.core.checks import to_uint8
+from diffprune.models.vqvae import VQVAE, LatentNorm, VQVAEConfig, decode_latents, encode_images, perplexity, to_float, vqvae_loss
 
 TINY = VQVAEConfig(base_channels=4, channel_mult=(1, 2), n_res_blocks=1, codebook_size=16, ema_decay=.8)
 IMAGES = np.random.default_rng(0).integers(0, 256, (48, 3, 8, 8), dtype=np.uint8)
@@ -98,7 +99,7 @@ def test_more_even_use_means_higher_perplexity():
 
 def test_bytes_survive_the_trip():
     assert (to_uint8(to_float(IMAGES)).numpy() == IMAGES).all()
-    assert to_uint8(torch.tensor([float("inf"), -float("inf")])).tolist() == [255, 0]
+    assert to_uint8(torch.tensor([float("inf"), -float("inf")]), float("inf")).tolist() == [255, 0]
 
 @pytest.mark.parametrize("size, batch", [(8, 5), (8, 48), (8, 100)])
 def test_encoding_in_batches(tmp_path, size, batch):

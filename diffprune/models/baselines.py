@@ -7,6 +7,7 @@ __all__ = ['BASELINE_CONFIGS', 'BaselineConfig', 'make_generator', 'make_feature
            'GAN', 'gan_loss', 'generate_images']
 
 # %% ../../nbs/models/04_baselines.ipynb #cell-3
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from tqdm.auto import tqdm
 
+from ..core.checks import to_uint8
 from .flow import sample_noise
-from .vqvae import ResBlock, to_uint8
+from .vqvae import ResBlock
 
 # %% ../../nbs/models/04_baselines.ipynb #cell-6
 @dataclass(frozen=True)
@@ -168,6 +170,6 @@ def generate_images(
     out = np.empty((len(ids), cfg.image_channels, cfg.image_size, cfg.image_size), dtype=np.uint8)
     for i in tqdm(range(0, len(ids), batch_size), disable=not progress, desc="sampling", leave=False):
         noise = sample_noise(ids[i:i + batch_size], (cfg.latent_dim,), seed, device)
-        out[i:i + batch_size] = to_uint8(model.generator(noise)).cpu().numpy()
+        out[i:i + batch_size] = to_uint8(model.generator(noise), math.inf).cpu().numpy()
     model.train(was_training)
     return out

@@ -4,19 +4,18 @@
 
 # %% auto #0
 __all__ = ['DIT_MODELS', 'timestep_embedding', 'TimestepEmbedder', 'LabelEmbedder', 'label_drop_mask', 'sincos_pos_embed',
-           'modulate', 'DiTBlock', 'FinalLayer', 'unpatchify', 'DiT', 'dit_model', 'read_state_dict', 'infer_config',
-           'load_checkpoint']
+           'modulate', 'DiTBlock', 'FinalLayer', 'unpatchify', 'DiT', 'dit_model', 'infer_config', 'load_checkpoint']
 
 # %% ../../nbs/models/01_dit.ipynb #cell-3
-import argparse
 import math
 from pathlib import Path
 
 import torch
 from fastcore.basics import patch
-from safetensors.torch import load_file
 from timm.models.vision_transformer import Attention, Mlp, PatchEmbed
 from torch import Tensor, nn
+
+from ..core.checks import read_state_dict
 
 # %% ../../nbs/models/01_dit.ipynb #cell-6
 def timestep_embedding(
@@ -230,21 +229,6 @@ def dit_model(
     "The model of that name with freshly drawn weights. Raises `ValueError` for an unknown name."
     if name not in DIT_MODELS: raise ValueError(f"unknown model {name!r}; known: {', '.join(DIT_MODELS)}")
     return DiT(**{**DIT_MODELS[name], **kwargs})
-
-# %% ../../nbs/models/01_dit.ipynb #cell-59
-def read_state_dict(
-    path:str|Path # .safetensors, or a file of torch.save
-)->dict[str, Tensor]: # on the CPU
-    "The state dictionary in a checkpoint, its EMA weights if there are any. Raises `ValueError` if none is in it."
-    path = Path(path)
-    if path.suffix == ".safetensors": return load_file(path)
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    for key in ("ema", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict): loaded = loaded[key]
-    if not (isinstance(loaded, dict) and loaded and all(torch.is_tensor(v) for v in loaded.values())):
-        raise ValueError(f"{path} holds no state dictionary: neither itself nor under 'ema' or 'model'")
-    return loaded
 
 # %% ../../nbs/models/01_dit.ipynb #cell-61
 def infer_config(

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SOLVERS', 'interpolate', 'velocity', 'predict_velocity', 'flow_matching_loss', 'sample_noise', 'guided_velocity',
-           'sample_ode', 'sample_latents']
+           'sample_ode', 'SampleConfig', 'sample_latents']
 
 # %% ../../nbs/models/02_flow.ipynb #cell-3
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -134,6 +135,18 @@ def sample_ode(
     def field(t, x): return guided_velocity(model, x, t.to(x.dtype).expand(len(x)), y, cfg_scale, channels).to(x.dtype)
     ends = torch.tensor([0., 1.], dtype=x_0.dtype, device=x_0.device)
     return odeint(field, x_0, ends, method=SOLVERS.get(method), **_solver_options(method, n_steps, rtol, atol))[-1]
+
+# %% ../../nbs/models/02_flow.ipynb #cell-5
+@dataclass(frozen=True)
+class SampleConfig:
+    "How images are generated from a trained model."
+    n_samples:int = 4096  # images
+    method:str = "euler"  # ODE solver: "euler", "heun" or "dopri5"
+    n_steps:int|None = 50  # of euler and heun
+    cfg_scale:float = 1.0  # classifier-free guidance; 1 is without
+    cfg_channels:int|None = None  # latent channels that guidance acts on; None is all
+    noise_seed:int = 0  # sample i starts from the noise of (noise_seed, i) in every run
+    batch_size:int = 256  # images at a time
 
 # %% ../../nbs/models/02_flow.ipynb #cell-48
 def sample_latents(

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -163,15 +163,17 @@ class Trainer:
         self.accelerator = make_accelerator(cfg.precision, device)
         if cfg.precision == "fp16" and self.device.type == "cpu": raise ValueError("precision 'fp16' needs a GPU; on a CPU use 'bf16' or 'no'")
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
-        if cfg.batch_size < self.world: raise ValueError(f"batch_size {cfg.batch_size} is too small for {self.world} processes")
-        self.share = len(range(self.rank, cfg.batch_size, self.world))*self.world/cfg.batch_size  # 1 where batches divide evenly
         self.loss_fn, self.data, self.cfg, self.on_step = loss_fn, data, cfg, on_step
         self.workdir, self.step, self.log = Path(workdir) if workdir else None, 0, []
         self.batches = Batches(next(iter(lengths.values())), cfg.batch_size, cfg.seed)
+        self.resize(cfg.batch_size)
         self._setup(model)
 
     @property
-    def device(self): return self.accelerator.device
+    def device(self) -> torch.device:
+        "Where the model is."
+        return self.accelerator.device
+
     @property
     def model(self) -> nn.Module:
         "The model being trained, without the wrappers of accelerate."
@@ -204,6 +206,16 @@ def batch(self:Trainer,
     index = self.batches[step][self.rank::self.world]
     take = lambda a: a[torch.from_numpy(index).to(a.device)] if isinstance(a, Tensor) else torch.from_numpy(np.asarray(a[index]))
     return {name: take(a).to(self.device, non_blocking=True) for name, a in self.data.items()}
+
+@patch
+def resize(self:Trainer,
+    batch_size:int,  # images per step from now on, over all processes
+):
+    "Go on with batches of another size, as for timing a step. Raises `ValueError` if there are too few for the processes."
+    if batch_size < self.world: raise ValueError(f"batch_size {batch_size} is too small for {self.world} processes")
+    self.cfg = replace(self.cfg, batch_size=batch_size)
+    self.share = len(range(self.rank, batch_size, self.world))*self.world/batch_size  # 1 where batches divide evenly
+    self.batches = Batches(self.batches.n, batch_size, self.cfg.seed)
 
 # %% ../../nbs/models/03_train.ipynb #cell-28
 @contextlib.contextmanager

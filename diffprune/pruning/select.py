@@ -20,7 +20,8 @@ from fastcore.basics import patch
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from ..features.cluster import KMeans, check_features, choose_k
+from ..core.checks import check_features
+from ..features.cluster import KMeans, choose_k
 
 # %% ../../nbs/pruning/03_select.ipynb #cell-6
 def n_kept(
@@ -275,7 +276,7 @@ class Pruner(BaseEstimator):
         ratio = 1 - len(kept) / len(scores) if pruning_ratio is None else pruning_ratio
         return Selection(kept, scores, ratio, keep, self.ids_, self.groups_)
 
-    def _check(self, X) -> np.ndarray: return check_features(X)
+    def _check(self, X) -> np.ndarray: return check_features(X, min_samples=1, dtype=np.float32)
 
     def _choose(self, pruning_ratio, keep:str) -> tuple:
         kept = select(self.scores_, pruning_ratio, keep, self.groups_, self.quotas, self.labels_,

@@ -18,8 +18,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
+from ..core.checks import check_features
 from ..core.stages import materialise
-from ..features.cluster import check_features
 from .plots import OKABE_ITO, set_title
 from .verdicts import seed_interval
 from .views import reconstruction_features, run_features
@@ -60,14 +60,15 @@ class AttributeProbe(BaseEstimator):
         "Learn. Raises `ValueError` if there is one value only."
         y = np.asarray(y).astype(str)
         if len(np.unique(y)) < 2: raise ValueError(f"all {len(y)} images have the value {y[0]!r}; there is nothing to tell apart")
-        self.model_ = make_pipeline(StandardScaler(), LogisticRegression(C=self.C, max_iter=self.max_iter)).fit(check_features(X), y)
+        X = check_features(X, min_samples=1, dtype=np.float32)
+        self.model_ = make_pipeline(StandardScaler(), LogisticRegression(C=self.C, max_iter=self.max_iter)).fit(X, y)
         self.classes_ = self.model_.classes_
         return self
 
     def predict_proba(self, X) -> np.ndarray:
         "Probability of each value (n, K)."
         check_is_fitted(self, "model_")
-        return self.model_.predict_proba(check_features(X))
+        return self.model_.predict_proba(check_features(X, min_samples=1, dtype=np.float32))
 
     def predict(self, X) -> np.ndarray:
         "The likeliest value of each image (n,)."
@@ -83,7 +84,8 @@ def test(self:AttributeProbe,
     y = np.asarray(y).astype(str)
     known = np.isin(y, self.classes_)
     if not known.any(): raise ValueError(f"none of the held-out values is among {', '.join(self.classes_)}")
-    p, truth = self.predict_proba(check_features(X)[known]), np.searchsorted(self.classes_, y[known])
+    p = self.predict_proba(check_features(X, min_samples=1, dtype=np.float32)[known])
+    truth = np.searchsorted(self.classes_, y[known])
     taken, k = p.argmax(1), len(self.classes_)
     counts = np.zeros((k, k))
     np.add.at(counts, (truth, taken), 1)

@@ -12,8 +12,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from ..core.checks import check_features
 from ..core.stages import materialise
-from ..features.cluster import check_features, unit_rows
+from ..features.cluster import unit_rows
 from .plots import OKABE_ITO, display_name, set_title
 from .views import run_features, sample_classes
 from ..study.study import Run, Study
@@ -39,7 +40,7 @@ def likeness(
     classes=None,  # (n,) class of each image; others are then taken from the same class; None or -1: from all
 ) -> Likeness:  # of the noises that have others to be compared with: an image alone in its class is left out
     "Compare pairs from the same noise with pairs from different noises. Raises `ValueError` for different shapes, or if no class has two images."
-    a, b = check_features(a), check_features(b)
+    a, b = check_features(a, min_samples=1, dtype=np.float32), check_features(b, min_samples=1, dtype=np.float32)
     if a.shape != b.shape: raise ValueError(f"the features have the shapes {a.shape} and {b.shape}; image i of both must come from the same noise")
     centre = np.concatenate([a, b]).mean(0)
     cosine = unit_rows(a - centre) @ unit_rows(b - centre).T

@@ -8,14 +8,17 @@ __all__ = ['backbones', 'train_features', 'run_features', 'train_clusters', 'sam
            'joint_provenance']
 
 # %% ../../nbs/report/03_views.ipynb #cell-2
+import math
+
 import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
 
+from ..core.checks import to_uint8
 from ..core.stages import Stage, materialise
 from ..core.store import save_array
-from ..models.vqvae import to_float, to_uint8
+from ..models.vqvae import to_float
 from ..pruning.select import METHOD_BACKBONES, parse_method
 from ..study.pipeline import Pipeline, load_vqvae
 from ..study.study import Run, Study
@@ -72,7 +75,8 @@ def make_reconstructions(stage, artifacts, folder, context):
     "Encode and decode a split: images.npy (N, 3, H, W) uint8."
     model, images = load_vqvae(artifacts["vqvae"], context.device), artifacts["images"].array("images")
     with torch.no_grad():
-        parts = [to_uint8(model(to_float(np.array(images[i:i + 64])).to(context.device)).reconstruction).cpu().numpy() for i in range(0, len(images), 64)]
+        parts = [to_uint8(model(to_float(np.array(images[i:i + 64])).to(context.device)).reconstruction, math.inf).cpu().numpy()
+                 for i in range(0, len(images), 64)]
     save_array(folder/"images.npy", np.concatenate(parts))
 
 @patch

@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
+from ..core.checks import from_settings
 from ..core.stages import Stage, materialise
 from ..core.store import save_array
 from ..data.datasets import Rows
@@ -21,7 +22,7 @@ from ..metrics.evaluate import metric_name
 from ..models.baselines import GAN, VAE, BaselineConfig, gan_loss, generate_images, vae_loss
 from ..models.train import TrainConfig, Trainer, seeded
 from ..models.vqvae import to_float
-from .pipeline import Pipeline, from_settings
+from .pipeline import Pipeline
 from .study import Study
 
 # %% ../../nbs/study/06_baseline_runs.ipynb #cell-5

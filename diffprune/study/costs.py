@@ -24,7 +24,7 @@ from ..data.datasets import DataConfig, dataset_key
 from ..features.embed import clip_config, embed_images, load_backbone, parse_backbone
 from ..models.dit import DIT_MODELS, dit_model
 from ..models.flow import sample_ode
-from ..models.train import Batches, TrainConfig, Trainer, diffusion_loss, seeded
+from ..models.train import TrainConfig, Trainer, diffusion_loss, seeded
 from ..models.vqvae import VQVAE, VQVAEConfig, decode_latents, to_float, vqvae_loss
 from ..pruning.scores import ProbeGrid, ProbeSet, probe_norms
 
@@ -126,7 +126,7 @@ def _trainer_device(device): return "cpu" if str(device) == "cpu" else None
 
 def _steps(trainer):
     def step(b):
-        trainer.cfg, trainer.batches = replace(trainer.cfg, batch_size=b, log_every=10**9), Batches(len(next(iter(trainer.data.values()))), b)
+        if b != trainer.cfg.batch_size: trainer.resize(b)
         trainer.train_step()
     return step
 
