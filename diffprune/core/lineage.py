@@ -8,6 +8,7 @@ __all__ = ['module_file', 'module_tree', 'imported', 'modules_behind', 'reached'
 # %% ../../nbs/core/01_lineage.ipynb #cell-2
 import ast
 import hashlib
+import importlib.util
 import sys
 from functools import lru_cache, partial
 from pathlib import Path
@@ -16,27 +17,38 @@ from pathlib import Path
 def module_file(
     name:str,  # dotted name of a module
 ) -> Path|None:  # None for what is not an ordinary file of Python source
-    "The source of an imported module."
-    path = getattr(sys.modules.get(name), "__file__", None)
+    "The source of a module. Nothing is imported but the packages that it is in."
+    path = getattr(sys.modules.get(name), "__file__", None) or _origin(name)
     return Path(path) if path and path.endswith(".py") else None
+
+@lru_cache(None)
+def _origin(name):
+    "Where a module that has not been imported would come from."
+    package = name.rpartition(".")[0]
+    if package and ((file := module_file(package)) is None or file.name != "__init__.py"): return None
+    try: spec = importlib.util.find_spec(name)
+    except ValueError: return None  # it was not made from a file, such as a notebook's `__main__`
+    return spec and spec.origin
 
 @lru_cache(None)
 def _parse(path, size, changed):
     tree = ast.parse(Path(path).read_text(encoding="utf-8"))
-    for node in ast.walk(tree):  # docstrings and other bare texts do nothing
+    for node in ast.walk(tree):  # docstrings and other bare constants do nothing
         body = getattr(node, "body", None)
         if isinstance(body, list): node.body = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
     return tree
 
-def module_tree(name:str) -> ast.Module|None:
-    "The syntax tree of an imported module, without docstrings."
+def module_tree(
+    name:str,  # dotted name of a module
+) -> ast.Module|None:
+    "The syntax tree of a module, without docstrings."
     path = module_file(name)
     return path and _parse(path, path.stat().st_size, path.stat().st_mtime_ns)
 
-# %% ../../nbs/core/01_lineage.ipynb #cell-7
+# %% ../../nbs/core/01_lineage.ipynb #cell-8
 def imported(
     name:str,  # dotted name of a module
-) -> dict:  # name in the module -> dotted name of the module it comes from
+) -> dict[str, set]:  # name in the module -> dotted names of the modules it comes from
     "What a module imports from its own package, also inside functions."
     tree = module_tree(name)
     return _imports(name, tree) if tree else {}
@@ -45,17 +57,25 @@ def imported(
 def _imports(name, tree):
     package, found = name.split(".")[0], {}
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom):
-            head = name.split(".")[:-node.level] if node.level else []
-            source = ".".join([*head, *filter(None, [node.module])])
-            for a in node.names:
-                whole = f"{source}.{a.name}"
-                found[a.asname or a.name] = whole if whole in sys.modules else source
-        elif isinstance(node, ast.Import):
-            found |= {a.asname or a.name.split(".")[0]: a.name for a in node.names}
-    return {k: v for k, v in found.items() if v.split(".")[0] == package}
+        if isinstance(node, ast.ImportFrom): pairs = _from(_source(name, node), node.names)
+        elif isinstance(node, ast.Import): pairs = [(a.asname or a.name.split(".")[0], a.name) for a in node.names]
+        else: continue
+        for alias, module in pairs:
+            if module.split(".")[0] == package: found.setdefault(alias, set()).add(module)
+    return found
 
-# %% ../../nbs/core/01_lineage.ipynb #cell-10
+def _source(name, node):
+    "The absolute name of the module in `from … import`."
+    if not node.level: return node.module
+    up = node.level - (module_file(name).name == "__init__.py")  # a package is a folder itself
+    parts = name.split(".")
+    return ".".join([*parts[:len(parts) - up], *filter(None, [node.module])])
+
+def _from(source, names):
+    "Each name with the module it comes from, which is the name itself in `from package import module`."
+    return [(a.asname or a.name, whole if module_file(whole := f"{source}.{a.name}") else source) for a in names]
+
+# %% ../../nbs/core/01_lineage.ipynb #cell-11
 def modules_behind(
     names,  # dotted names of modules
 ) -> set:  # of dotted names, of the same packages
@@ -64,10 +84,10 @@ def modules_behind(
     while todo:
         if (name := todo.pop()) not in found and module_file(name):
             found.add(name)
-            todo += imported(name).values()
+            todo += set().union(*imported(name).values())
     return found
 
-# %% ../../nbs/core/01_lineage.ipynb #cell-13
+# %% ../../nbs/core/01_lineage.ipynb #cell-14
 def _names(node): return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
 
 @lru_cache(None)
@@ -76,7 +96,8 @@ def _definitions(tree):
     found = {}
     for s in tree.body:
         if isinstance(s, (ast.FunctionDef, ast.ClassDef)): names = [s.name]
-        elif isinstance(s, (ast.Assign, ast.AnnAssign, ast.AugAssign)): names = [n for t in getattr(s, "targets", [getattr(s, "target", None)]) for n in _names(t)]
+        elif isinstance(s, ast.Assign): names = sorted(set().union(*map(_names, s.targets)))
+        elif isinstance(s, (ast.AnnAssign, ast.AugAssign)): names = sorted(_names(s.target))
         else: continue
         if isinstance(s, ast.FunctionDef) and any("patch" in _names(d) for d in s.decorator_list):
             args = [*s.args.posonlyargs, *s.args.args]
@@ -96,7 +117,7 @@ def reached(
             todo += sorted(set().union(*map(_names, known[n])))
     return found
 
-# %% ../../nbs/core/01_lineage.ipynb #cell-17
+# %% ../../nbs/core/01_lineage.ipynb #cell-18
 def _hash(nodes):
     h = hashlib.blake2b(digest_size=8)
     for node in nodes: h.update(ast.dump(node).encode())
@@ -114,6 +135,7 @@ def code_version(
     if not module or not module_file(module) or not reached(module, name): return dict(version=None, parts={})
     own, sources = reached(module, name), imported(module)
     used = set().union(*(_names(s) for statements in own.values() for s in statements))
-    parts = {m: _hash_module(module_tree(m)) for m in sorted(modules_behind(sources[n] for n in used if n in sources) - {module})}
+    behind = modules_behind(set().union(*(sources[n] for n in used if n in sources)))
+    parts = {m: _hash_module(module_tree(m)) for m in sorted(behind - {module})}
     parts[f"{module}:{name}"] = _hash(s for n in sorted(own) for s in own[n])
     return dict(version=hashlib.blake2b(repr(sorted(parts.items())).encode(), digest_size=8).hexdigest(), parts=parts)

@@ -29,19 +29,17 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
-from safetensors.numpy import load_file
 
-# %% ../../nbs/core/00_store.ipynb #cell-3
+# %% ../../nbs/core/00_store.ipynb #cell-4
 log = logging.getLogger("diffprune.core.store")
 
-# %% ../../nbs/core/00_store.ipynb #cell-6
+# %% ../../nbs/core/00_store.ipynb #cell-7
 def canonical(
     obj,  # settings: a dataclass, mapping, sequence, path or scalar
 ):  # the same, from dicts, lists, str, int, float, bool and None only
-    """Plain JSON values for `obj`. Raises `TypeError` for anything that has no faithful JSON form (NaN included)."""
+    "Plain JSON values for `obj`. Raises `TypeError` for anything that has no faithful JSON form (NaN included)."
     if is_dataclass(obj) and not isinstance(obj, type): obj = asdict(obj)
     if isinstance(obj, dict): return {str(k): canonical(obj[k]) for k in sorted(obj, key=str)}
     if isinstance(obj, (list, tuple)): return [canonical(o) for o in obj]
@@ -52,7 +50,7 @@ def canonical(
     if obj is None or isinstance(obj, (str, bool, int, float)): return obj
     raise TypeError(f"{type(obj).__name__} cannot be part of an artifact's settings; use numbers, strings, lists, dicts")
 
-# %% ../../nbs/core/00_store.ipynb #cell-9
+# %% ../../nbs/core/00_store.ipynb #cell-10
 def digest(
     obj,  # anything `canonical` accepts
     size:int=8,  # bytes in the digest; the text is twice as long
@@ -61,10 +59,10 @@ def digest(
     text = json.dumps(canonical(obj), sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=size).hexdigest()
 
-# %% ../../nbs/core/00_store.ipynb #cell-13
+# %% ../../nbs/core/00_store.ipynb #cell-14
 @contextmanager
 def temporary_path(
-    path,  # the final file
+    path,  # the final file; its folder is made if it is not there
 ):
     "A temporary name in the same folder, renamed to `path` when the block succeeds and removed when it fails."
     path = Path(path)
@@ -78,37 +76,53 @@ def temporary_path(
     finally:
         Path(name).unlink(missing_ok=True)
 
-# %% ../../nbs/core/00_store.ipynb #cell-14
-def save_json(path, obj):
+# %% ../../nbs/core/00_store.ipynb #cell-16
+def save_json(
+    path,  # file to write
+    obj:dict|list,  # what JSON can hold; anything else is written as its `str`
+):
     "Write `obj` to `path` as indented JSON, atomically."
     with temporary_path(path) as tmp: tmp.write_text(json.dumps(obj, indent=1, default=str), encoding="utf-8")
 
-def load_json(path):
-    "Read a JSON file."
+def load_json(
+    path,  # file to read
+) -> dict|list:
+    "The content of a JSON file."
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
-def save_array(path, a):
-    "Write an array to `path` (.npy), atomically, without pickle."
+def save_array(
+    path,  # .npy file to write
+    a,  # array of any shape; not of objects, which would need pickle
+):
+    "Write an array to `path`, atomically. Raises `OSError` for a full disk and `ValueError` for objects."
     a = np.asarray(a)
     with temporary_path(path) as tmp:
         try:
             with open(tmp, "wb") as f: np.save(f, a, allow_pickle=False)
-        except OSError as e:  # NumPy says how many items were written, not why
+        except OSError as e:
             if e.errno or shutil.disk_usage(tmp.parent).free > a.nbytes: raise
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from e
 
-def load_array(path, mmap:bool=True):
-    "Read a .npy file, memory-mapped by default; object arrays (pickles) are refused."
+def load_array(
+    path,  # .npy file to read
+    mmap:bool=True,  # map it into memory instead of reading it
+) -> np.ndarray:
+    "The array in a file. Raises `ValueError` for arrays of objects, which are pickles."
     return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
 
-def create_array(path, dtype, shape):
-    "A new .npy file of zeros to be filled through its memory map. Its blocks are reserved now, so a full disk raises `OSError` here."
+# %% ../../nbs/core/00_store.ipynb #cell-20
+def create_array(
+    path,  # .npy file to create
+    dtype,  # of the array
+    shape,  # of the array
+) -> np.memmap:  # zeros, to be filled
+    "A new array in a file, to be filled through its memory map. Raises `OSError` at once if the disk is too small for it."
     out = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=tuple(shape))
-    if hasattr(os, "posix_fallocate"):
+    if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
         with open(path, "r+b") as f: os.posix_fallocate(f.fileno(), 0, max(1, os.path.getsize(path)))
     return out
 
-# %% ../../nbs/core/00_store.ipynb #cell-20
+# %% ../../nbs/core/00_store.ipynb #cell-23
 def git_commit(
     folder=None,  # any folder of the checkout; this file's by default
 ) -> str:  # commit, with "+changes" after it when the working tree differs, or "unknown" outside a checkout
@@ -121,7 +135,7 @@ def git_commit(
     if head.returncode: return "unknown"
     return head.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
 
-# %% ../../nbs/core/00_store.ipynb #cell-21
+# %% ../../nbs/core/00_store.ipynb #cell-25
 _packages = "diffprune torch torchvision timm numpy faiss-cpu scikit-learn torch-fidelity vector-quantize-pytorch".split()
 
 @lru_cache
@@ -134,7 +148,7 @@ def provenance() -> dict:  # JSON-able
     return dict(commit=git_commit(), packages=versions, python=platform.python_version(),
                 platform=platform.platform(), cpus=os.cpu_count())
 
-# %% ../../nbs/core/00_store.ipynb #cell-25
+# %% ../../nbs/core/00_store.ipynb #cell-29
 def project_root(
     start=None,  # where to begin looking; the working directory by default
 ):  # the folder of a diffprune checkout, or None
@@ -151,7 +165,7 @@ def default_store_root() -> Path:
     root = project_root()
     return root/".diffprune" if root else Path.home()/".cache"/"diffprune"
 
-# %% ../../nbs/core/00_store.ipynb #cell-28
+# %% ../../nbs/core/00_store.ipynb #cell-32
 @dataclass(frozen=True)
 class Key:
     "The recipe of an artifact, and its address."
@@ -170,7 +184,7 @@ class Key:
         "Folder of the artifact, relative to the store."
         return f"{self.kind}/{self.hash}"
 
-# %% ../../nbs/core/00_store.ipynb #cell-30
+# %% ../../nbs/core/00_store.ipynb #cell-34
 @dataclass(frozen=True)
 class Artifact:
     "A finished artifact: a folder of files and what is known about it."
@@ -178,20 +192,55 @@ class Artifact:
     meta:dict  # content of artifact.json
 
     @property
-    def kind(self): return self.meta["kind"]
-    @property
-    def hash(self): return self.meta["hash"]
-    def array(self, name:str, mmap:bool=True):
-        "The array `name`.npy, memory-mapped unless told otherwise."
-        return load_array(self.path/f"{name}.npy", mmap)
-    def json(self, name:str):
-        "The content of `name`.json."
-        return load_json(self.path/f"{name}.json")
-    def tensors(self, name:str):
-        "The NumPy arrays in `name`.safetensors."
-        return load_file(self.path/f"{name}.safetensors")
+    def kind(self) -> str:
+        "What it is."
+        return self.meta["kind"]
 
-# %% ../../nbs/core/00_store.ipynb #cell-32
+    @property
+    def hash(self) -> str:
+        "The hash of its recipe, 16 hexadecimal digits."
+        return self.meta["hash"]
+
+    def array(self,
+        name:str,  # file name without .npy
+        mmap:bool=True,  # map it into memory instead of reading it
+    ) -> np.ndarray:
+        "An array of the artifact."
+        return load_array(self.path/f"{name}.npy", mmap)
+
+    def json(self,
+        name:str,  # file name without .json
+    ) -> dict|list:
+        "The content of a JSON file of the artifact."
+        return load_json(self.path/f"{name}.json")
+
+    def table(self,
+        name:str,  # file name without .parquet
+        columns=None,  # names of the columns to read, in this order; None: all
+    ):  # pandas DataFrame
+        "A table of the artifact. Raises `ValueError` for a column that it does not have."
+        import pandas as pd
+        import pyarrow.parquet as pq
+        path, columns = self.path/f"{name}.parquet", None if columns is None else list(columns)
+        if unknown := set(columns or ()) - set(known := pq.read_schema(path).names):
+            raise ValueError(f"{self.kind}/{self.hash} has no column {sorted(unknown)[0]!r} in {path.name}: choose from {', '.join(known)}")
+        return pd.read_parquet(path, columns=columns)
+
+# %% ../../nbs/core/00_store.ipynb #cell-36
+@patch
+def tensors(self:Artifact,
+    name:str,  # file name without .safetensors
+) -> dict[str, np.ndarray]:
+    "The arrays in a safetensors file of the artifact, by name."
+    from safetensors.numpy import load_file
+    return load_file(self.path/f"{name}.safetensors")
+
+@patch(as_prop=True)
+def mib(self:Artifact) -> float:
+    "Size of its files, MiB."
+    return sum(size for size, _ in self.meta["files"].values())/2**20
+
+# %% ../../nbs/core/00_store.ipynb #cell-40
 class Store:
     "A folder of artifacts, each addressed by the hash of its settings and inputs, each made once."
     def __init__(self,
@@ -212,10 +261,10 @@ class Store:
         inputs = {name: getattr(i, "hash", i) for name, i in (inputs or {}).items()}
         return Key(kind, canonical(settings or {}), canonical(inputs), version)
 
-# %% ../../nbs/core/00_store.ipynb #cell-34
+# %% ../../nbs/core/00_store.ipynb #cell-42
 def file_digest(
     path,  # a file
-) -> str:
+) -> str:  # 32 hexadecimal digits
     "BLAKE2b of a file's content, read in blocks of 1 MiB."
     h = hashlib.blake2b(digest_size=16)
     with open(path, "rb") as f:
@@ -225,7 +274,7 @@ def file_digest(
 def _files(folder):
     return sorted(p for p in Path(folder).rglob("*") if p.is_file() and p.name != "artifact.json")
 
-# %% ../../nbs/core/00_store.ipynb #cell-35
+# %% ../../nbs/core/00_store.ipynb #cell-44
 @patch
 def damage(self:Store,
     path,  # folder of an artifact
@@ -234,7 +283,8 @@ def damage(self:Store,
     "What is wrong with the artifact in `path`: a missing, shortened or altered file."
     try: meta = load_json(Path(path)/"artifact.json"); files = meta["files"]
     except (OSError, ValueError, KeyError) as e: return f"artifact.json is unreadable ({e})"
-    if ("checksum" in meta or "resumed" in meta) and digest({k: v for k, v in meta.items() if k != "checksum"}) != meta.get("checksum"): return "artifact.json was altered"
+    if "checksum" in meta or "resumed" in meta:  # older versions recorded neither
+        if digest({k: v for k, v in meta.items() if k != "checksum"}) != meta.get("checksum"): return "artifact.json was altered"
     for name, (size, checksum) in files.items():
         f = Path(path)/name
         if not f.is_file(): return f"{name} is missing"
@@ -242,7 +292,7 @@ def damage(self:Store,
         if full and file_digest(f) != checksum: return f"the checksum of {name} does not match"
     return ""
 
-# %% ../../nbs/core/00_store.ipynb #cell-36
+# %% ../../nbs/core/00_store.ipynb #cell-46
 @patch
 def find(self:Store,
     key:Key,  # the artifact to look for
@@ -272,7 +322,7 @@ def _set_aside(self:Store, key):
     log.warning("%s: %s; moved to %s, it will be computed again", path, problem, aside)
     os.rename(path, aside)
 
-# %% ../../nbs/core/00_store.ipynb #cell-38
+# %% ../../nbs/core/00_store.ipynb #cell-48
 @patch
 @contextmanager
 def lock(self:Store,
@@ -295,7 +345,7 @@ def lock(self:Store,
         owner.unlink(missing_ok=True)
         lock.release()
 
-# %% ../../nbs/core/00_store.ipynb #cell-39
+# %% ../../nbs/core/00_store.ipynb #cell-50
 def now() -> datetime:
     "The wall clock, in UTC. It only dates artifacts: durations are measured by the monotonic clock, and locks know no time."
     return datetime.now(timezone.utc)
@@ -308,9 +358,9 @@ def created_after(
     after = datetime.fromisoformat(youngest) + timedelta(microseconds=1) if youngest else now()
     return max(now(), after).isoformat(timespec="microseconds")
 
-# %% ../../nbs/core/00_store.ipynb #cell-41
+# %% ../../nbs/core/00_store.ipynb #cell-53
 class Meter:
-    "Time and peak memory from its making on."
+    "Time and peak memory since the meter was made."
     def __init__(self):
         self.start, self.own = time.monotonic(), False
         try: Path("/proc/self/clear_refs").write_text("5"); self.own = True  # sets VmHWM back to what is in use now
@@ -325,7 +375,8 @@ class Meter:
     def peak_mib(self):
         "Largest resident memory, MiB, or None where the system does not tell."
         if self.own: return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])/2**10
-        try: import resource
+        try:
+            import resource
         except ImportError: return None  # Windows
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
@@ -334,7 +385,7 @@ class Meter:
         return dict(seconds=round(time.monotonic() - self.start, 3), peak_memory_mib=self.peak_mib(),
                     peak_gpu_mib=self._cuda.max_memory_allocated()/2**20 if self._cuda else None)
 
-# %% ../../nbs/core/00_store.ipynb #cell-44
+# %% ../../nbs/core/00_store.ipynb #cell-57
 @patch
 def _finish(self:Store, key, work, facts, inputs):
     files = {str(f.relative_to(work)): (f.stat().st_size, file_digest(f)) for f in _files(work)}
@@ -357,7 +408,7 @@ def _to_trash(self:Store, path):
     except FileNotFoundError: pass
     return target
 
-# %% ../../nbs/core/00_store.ipynb #cell-45
+# %% ../../nbs/core/00_store.ipynb #cell-59
 @patch
 def build(self:Store,
     kind:str,  # what it is
@@ -385,7 +436,7 @@ def build(self:Store,
         self._verified.add(key.hash)
         return self.find(key)
 
-# %% ../../nbs/core/00_store.ipynb #cell-46
+# %% ../../nbs/core/00_store.ipynb #cell-61
 @patch
 def discard(self:Store,
     key:Key,  # the artifact to remove
@@ -396,11 +447,11 @@ def discard(self:Store,
     shutil.rmtree(old, ignore_errors=True)
     return found
 
-# %% ../../nbs/core/00_store.ipynb #cell-55
+# %% ../../nbs/core/00_store.ipynb #cell-70
 @patch
 def artifacts(self:Store,
     kind:str|None=None,  # only this kind
-) -> list:
+) -> list:  # of Artifact
     "All finished artifacts, oldest first."
     found = [Artifact(p.parent, load_json(p)) for p in self.root.glob(f"{kind or '*'}/*/artifact.json")
              if p.parent.parent.name not in ("damaged", "trash", "work")]
@@ -409,10 +460,10 @@ def artifacts(self:Store,
 @patch
 def table(self:Store,
     kind:str|None=None,  # only this kind
-) -> pd.DataFrame:  # a row an artifact: kind, hash, created, seconds, size, commit
+):  # pandas DataFrame, one row per artifact: kind, hash, created, seconds, mib, commit
     "The content of the store as a table."
-    rows = [dict(kind=a.kind, hash=a.hash, created=a.meta["created"], seconds=a.meta["seconds"],
-                 mib=sum(size for size, _ in a.meta["files"].values())/2**20, commit=a.meta["commit"])
+    import pandas as pd
+    rows = [dict(kind=a.kind, hash=a.hash, created=a.meta["created"], seconds=a.meta["seconds"], mib=a.mib, commit=a.meta["commit"])
             for a in self.artifacts(kind)]
     return pd.DataFrame(rows, columns=["kind", "hash", "created", "seconds", "mib", "commit"])
 
@@ -421,7 +472,24 @@ def verify(self:Store) -> dict:  # path -> what is wrong with it
     "Read every file of every artifact and compare checksums; nothing is changed."
     return {str(a.path): problem for a in self.artifacts() if (problem := self.damage(a.path))}
 
-# %% ../../nbs/core/00_store.ipynb #cell-59
+# %% ../../nbs/core/00_store.ipynb #cell-74
+@patch
+def studies(self:Store) -> dict:  # name -> dict of its arguments and artifacts (hashes)
+    "The studies that were computed in this store."
+    return {p.stem: load_json(p) for p in sorted((self.root/"studies").glob("*.json"))}
+
+@patch
+def record_study(self:Store,
+    name:str,  # of the study, fit for a file name
+    arguments:dict,  # what it was asked for, JSON-able
+    artifacts,  # hashes; those noted before under the same name stay
+):
+    "Note a study and its artifacts."
+    known = self.studies().get(name, {}).get("artifacts", [])
+    wanted = list(dict.fromkeys([*known, *artifacts]))
+    if wanted != known: save_json(self.root/"studies"/f"{name}.json", dict(arguments=arguments, artifacts=wanted))
+
+# %% ../../nbs/core/00_store.ipynb #cell-77
 @patch
 def _free(self:Store,
     name:str,  # "kind-hash"
@@ -431,10 +499,6 @@ def _free(self:Store,
     lock = FileLock(path)
     try: return lock.acquire(timeout=0) and lock
     except Timeout: return None
-
-def folder_bytes(path) -> int:
-    "Bytes of all files below a folder."
-    return sum(f.stat().st_size for f in Path(path).rglob("*") if f.is_file())
 
 @patch
 def needed(self:Store,
@@ -447,13 +511,20 @@ def needed(self:Store,
         if (h := todo.pop()) not in found: found.add(h); todo += inputs.get(h, [])
     return found
 
-# %% ../../nbs/core/00_store.ipynb #cell-60
+# %% ../../nbs/core/00_store.ipynb #cell-79
+def folder_bytes(
+    path,  # a folder
+) -> int:
+    "Bytes of all files below a folder."
+    return sum(f.stat().st_size for f in Path(path).rglob("*") if f.is_file())
+
+# %% ../../nbs/core/00_store.ipynb #cell-81
 @patch
 def garbage(self:Store,
     keep=None,  # hashes: artifacts that these do not need are garbage; None keeps all
     older_than:float|None=None,  # days: only artifacts made before that are garbage; with no `keep`, all of them
-) -> list:  # of (what, path, reason)
-    "What could be deleted, with the reason. Nothing is changed."
+) -> list:  # of (what, path, reason); what: "damaged", "trash", "work" or "artifact"
+    "What could be deleted, and why. Nothing is changed. Raises `ValueError` for a negative number of days."
     found = [(what, p, reason) for what, reason in (("damaged", "set aside as damaged"), ("trash", "renamed away"))
              for p in sorted((self.root/what).glob("*"))]
     found += [("work", p, "unfinished, and no process is at it") for p in sorted((self.root/"work").glob("*"))]
@@ -466,14 +537,15 @@ def garbage(self:Store,
         if old and a.hash not in needed: found.append(("artifact", a.path, reason))
     return found
 
-# %% ../../nbs/core/00_store.ipynb #cell-61
+# %% ../../nbs/core/00_store.ipynb #cell-83
 @patch
 def collect(self:Store,
     keep=None,  # hashes of artifacts to keep, with all they need; None keeps all
     older_than:float|None=None,  # days; see `garbage`
     dry_run:bool=True,  # only say what would be deleted
-) -> pd.DataFrame:  # what, name, mib, reason, deleted
+):  # pandas DataFrame: what, name, mib, reason, deleted
     "Delete garbage, or say what would be. What a live process is making or holds is left alone."
+    import pandas as pd
     rows = []
     for what, path, reason in self.garbage(keep, older_than):
         name = f"{path.parent.name}-{path.name}" if what == "artifact" else path.name
