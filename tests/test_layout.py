@@ -14,7 +14,8 @@ WINGS = ("core", "data", "models", "features", "pruning", "metrics", "study", "r
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 IN_WINGS = [n for w in WINGS for n in sorted((ROOT / "nbs" / w).glob("*.ipynb"))]
 ON_TOP = [n for n in NOTEBOOKS if n.parent.name == "nbs"]
-FIGURES = [n for n in ON_TOP if n.stem not in ("cli", "index")]
+PROGRAMS = [ROOT / "nbs/cli.ipynb", ROOT / "nbs/worker.ipynb"]
+FIGURES = [n for n in ON_TOP if n not in PROGRAMS and n.stem != "index"]
 
 
 def module_of(path):
@@ -50,11 +51,18 @@ def test_a_module_is_named_as_its_notebook():
 
 
 def test_imports_go_downhill_between_wings_and_within():
-    rank = {module_of(n): i for i, n in enumerate([*IN_WINGS, ROOT / "nbs/cli.ipynb"]) if module_of(n)}
+    rank = {module_of(n): i for i, n in enumerate([*IN_WINGS, *PROGRAMS]) if module_of(n)}
     for module, place in rank.items():
         for used in imports_of(module):
             assert used in rank, f"{module} imports {used}, which no notebook exports"
             assert rank[used] < place, f"{module} imports {used}, which comes after it"
+
+
+def test_references_to_notebooks_lead_somewhere():
+    known = {f"{n.parent.name}/{n.stem}" for n in NOTEBOOKS}
+    for n in NOTEBOOKS:
+        mentioned = {m[0] for m in re.finditer(rf"\b(?:{'|'.join(WINGS)})/\d\d_\w+", n.read_text(encoding="utf-8"))}
+        assert mentioned <= known, f"{n.name} refers to {sorted(mentioned - known)}"
 
 
 def test_every_module_has_a_notebook():
