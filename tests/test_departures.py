@@ -12,15 +12,16 @@ from diffprune.study.departures import (
     DEPARTURES,
     bytes_unclamped,
     check_departures,
-    departure_overrides,
+    depart,
+    make_pipeline,
     short_slices,
     single_draw,
     truncated_quotas,
     union_of_ranks,
     with_departures,
 )
-from diffprune.study.pipeline import make_pipeline
 from diffprune.study.presets import PRESETS, load_preset
+from diffprune.study.runs import Run
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -75,7 +76,7 @@ def test_each_one_changes_addresses_where_it_acts_and_nowhere_above(name, tmp_pa
     text = make_pipeline(config, load_preset("smoke", "digits", {"sample.cfg_scale": 2.0}), "pixels")
     code = make_pipeline(config, load_preset("smoke", "digits", {"sample.cfg_scale": 2.0, "departures": [name]}), "pixels")
     methods = ["random", "monotonicity", "grand", "moso", "cluster_lite0", "cluster_lite0_mid"]
-    hashes = lambda p, kind: {s.key(store).hash for m in methods for s in p.metrics(m, 0.5, 0).tree() if s.kind == kind}
+    hashes = lambda p, kind: {s.key(store).hash for m in methods for s in p.metrics(Run(m, 0.5, 0)).tree() if s.kind == kind}
     acts = {"latents": "latents", "proxy": "proxy", "surrogates": "surrogates", "scores": "scores", "subset": "subset", "samples": "samples", "metrics": "metrics"}[DEPARTURES[name].stage]
     assert hashes(text, acts) != hashes(code, acts), f"{name} changes no {acts}"
     assert hashes(text, "vqvae") == hashes(code, "vqvae") and hashes(text, "images") <= hashes(code, "images") | hashes(text, "images")
@@ -86,4 +87,4 @@ def test_each_one_changes_addresses_where_it_acts_and_nowhere_above(name, tmp_pa
 def test_settings_are_untouched_without_departures():
     settings_ = dict(seed=0)
     assert with_departures(settings_, (), "subset", "random") is settings_
-    assert departure_overrides(()) == {}
+    assert depart(load_preset("smoke", "digits")) == load_preset("smoke", "digits")

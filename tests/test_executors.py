@@ -55,7 +55,7 @@ def test_study_on_slurm_with_a_time_out(node, fresh_store):
     assert resumed.any(), "the job that was stopped must go on from its checkpoint"
     assert fresh_store.verify() == {}
     alone = Study(**{**study.arguments, "ratios": [0.5]}, store=type(fresh_store)(fresh_store.root.parent / "alone"), device="cpu", workers=1)
-    with_one_thread = StudyJob(alone.worker_arguments("cpu", 1), [0, 1])
+    with_one_thread = StudyJob(alone.worker_arguments("cpu"), [0, 1])
     subprocess.run([os.sys.executable, "-c", "import sys; from diffprune.study.executors import StudyJob; StudyJob(sys.argv[1], [0, 1])()", with_one_thread.arguments], check=True)
     same = ["method", "metric", "value"]
     assert alone.results(progress=False)[same].equals(table[same])  # the same numbers, to the last bit

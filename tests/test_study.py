@@ -8,7 +8,8 @@ import time
 import pandas as pd
 
 from diffprune.core.store import Store
-from diffprune.study.study import Run, Study
+from diffprune.study.runs import Run
+from diffprune.study.study import Study
 
 SHORT = {"train.steps": 12, "vqvae_train.steps": 8}
 

@@ -15,7 +15,8 @@ from diffprune.core import store as store_module
 from diffprune.core.lineage import code_version
 from diffprune.core.stages import Context, Stage, materialise
 from diffprune.core.store import Store, create_array, now, save_array
-from diffprune.study.study import Study, recorded_studies, study_devices
+from diffprune.study.schedule import start_workers, study_devices
+from diffprune.study.study import Study
 
 SHORT = {"train.steps": 12, "vqvae_train.steps": 8, "n_bootstrap": 2}
 
@@ -150,11 +151,11 @@ def test_results_show_provenance_and_changed_code(fresh_store, monkeypatch):
     origin = study.provenance_table()
     assert set(origin.kind) == set(study.plan().kind) and not origin.code_changed.astype(bool).any()
     from diffprune.study import study as study_module
-    monkeypatch.setattr(study_module, "code_version", lambda f: dict(version="another", parts={}))
+    monkeypatch.setattr(study_module, "code_version", lambda *f: dict(version="another", parts={}))
     assert study.provenance_table().code_changed.all()
     assert study.results(progress=False, provenance=["model.code_changed"])["model.code_changed"].dropna().all()
 
-    names = list(recorded_studies(fresh_store))
+    names = list(fresh_store.studies())
     assert len(names) == 1
     monkeypatch.setenv("DIFFPRUNE_STORE", str(fresh_store.root))
     fresh_store.build("stray", make=make)
@@ -168,12 +169,12 @@ def test_results_show_provenance_and_changed_code(fresh_store, monkeypatch):
 
 def test_workers_are_dealt_to_devices(fresh_store, monkeypatch):
     started = []
-    monkeypatch.setattr("diffprune.study.study.subprocess.Popen", lambda command, env, **k: started.append((command[-1], env.get("CUDA_VISIBLE_DEVICES"))))
+    monkeypatch.setattr("diffprune.study.schedule.subprocess.Popen", lambda command, env, **k: started.append((command[-1], env.get("CUDA_VISIBLE_DEVICES"))))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     study = Study("digits", "smoke", ["random"], [0.5], store=fresh_store, device="cpu,cpu", workers=2)
     assert study.workers == 4 and study.devices == ["cpu", "cpu"]
     study.devices = ["cuda:0", "cuda:1"]
-    study._start(4, None)
+    start_workers(4, study.devices, study.worker_arguments, None)
     assert [gpu for _, gpu in started] == ["0", "1", "0", "1"] and all('"device": "cuda"' in c for c, _ in started)
     with pytest.raises(ValueError, match="unknown device"): study_devices("tpu")
     assert now().tzinfo is not None
