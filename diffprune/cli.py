@@ -17,7 +17,9 @@ from .core.parallel import is_main, launched
 from .core.store import Store, temporary_path
 from .data.datasets import known_datasets, load_dataset
 from .features.embed import embed_images, load_backbone
-from .pruning.select import ClusterPruner, RandomPruner, parse_method
+from .pruning.cluster_pruners import ClusterPruner
+from .pruning.registry import parse_method
+from .pruning.select import RandomPruner
 from .report.figures import parse_list
 from .study.executors import submit
 from .study.study import Study, plan_summary, recorded_studies

@@ -126,16 +126,23 @@ def _hash(nodes):
 @lru_cache(None)
 def _hash_module(tree): return _hash([tree])
 
-def code_version(
-    make,  # a function of a package, or a partial of one
-) -> dict:  # version: one hash; parts: module -> its hash
-    "The source behind a function. Version None where there is no file to read, as for a function typed into a notebook."
+def _code_parts(make):
+    "Module -> hash behind a function or class; empty where there is no file to read."
     while isinstance(make, partial): make = make.func
     module, name = getattr(make, "__module__", None), getattr(make, "__qualname__", "").split(".")[0]
-    if not module or not module_file(module) or not reached(module, name): return dict(version=None, parts={})
+    if not module or not module_file(module) or not reached(module, name): return {}
     own, sources = reached(module, name), imported(module)
     used = set().union(*(_names(s) for statements in own.values() for s in statements))
     behind = modules_behind(set().union(*(sources[n] for n in used if n in sources)))
     parts = {m: _hash_module(module_tree(m)) for m in sorted(behind - {module})}
     parts[f"{module}:{name}"] = _hash(s for n in sorted(own) for s in own[n])
+    return parts
+
+def code_version(
+    *makes,  # functions or classes of a package, or partials of functions
+) -> dict:  # version: one hash; parts: module -> its hash
+    "The source behind functions and classes. Version None where one has no file to read, as when it was typed into a notebook."
+    found = [_code_parts(make) for make in makes]
+    if not all(found): return dict(version=None, parts={})
+    parts = {name: digest for part in found for name, digest in part.items()}
     return dict(version=hashlib.blake2b(repr(sorted(parts.items())).encode(), digest_size=8).hexdigest(), parts=parts)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['log', 'canonical', 'digest', 'temporary_path', 'save_json', 'load_json', 'save_array', 'load_array', 'create_array',
-           'git_commit', 'provenance', 'project_root', 'default_store_root', 'Key', 'Artifact', 'Store', 'file_digest',
-           'now', 'created_after', 'Meter', 'folder_bytes']
+           'Rows', 'git_commit', 'provenance', 'project_root', 'default_store_root', 'Key', 'Artifact', 'Store',
+           'file_digest', 'now', 'created_after', 'Meter', 'folder_bytes']
 
 # %% ../../nbs/core/00_store.ipynb #cell-2
 import errno
@@ -121,6 +121,27 @@ def create_array(
     if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
         with open(path, "r+b") as f: os.posix_fallocate(f.fileno(), 0, max(1, os.path.getsize(path)))
     return out
+
+# %% ../../nbs/core/00_store.ipynb #f0f2a508
+class Rows:
+    "Some rows of an array, in a given order, read when indexed. `np.asarray` copies them all."
+    def __init__(self,
+        array,  # (N, ...) array, memory-mapped or not
+        index,  # (M,) positions
+    ):
+        self.array, self.index = array, np.asarray(index, dtype=np.int64)
+
+    @property
+    def shape(self): return (len(self.index), *self.array.shape[1:])
+    @property
+    def dtype(self): return self.array.dtype
+    @property
+    def ndim(self): return self.array.ndim
+    def __len__(self): return len(self.index)
+    def __getitem__(self, i):
+        rows, rest = (i[0], i[1:]) if isinstance(i, tuple) else (i, ())
+        return self.array[(self.index[rows], *rest)]
+    def __array__(self, dtype=None, copy=None): return np.asarray(self.array[self.index], dtype=dtype)
 
 # %% ../../nbs/core/00_store.ipynb #cell-23
 def git_commit(

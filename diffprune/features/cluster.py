@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'unit_rows', 'distances_to', 'assign', 'lloyd', 'lloyd_faiss', 'KMeans', 'inertia_curve', 'knee',
-           'default_ks', 'choose_k']
+           'default_ks', 'choose_k', 'Clusters', 'kmeans_by_key']
 
 # %% ../../nbs/features/01_cluster.ipynb #cell-3
 import warnings
@@ -13,6 +13,7 @@ from functools import partial
 from numbers import Integral
 
 import faiss
+from typing import NamedTuple
 import numpy as np
 from fastcore.basics import patch
 from scipy.sparse import csr_matrix
@@ -25,6 +26,7 @@ from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from ..core.checks import check_features
+from ..data.split import uniform_keys
 
 # %% ../../nbs/features/01_cluster.ipynb #cell-9
 METRICS = ("l2", "cosine")
@@ -269,3 +271,26 @@ def choose_k(
     "Number of clusters at the knee of the inertia curve."
     ks = default_ks(len(X)) if ks is None else ks
     return knee(ks, inertia_curve(X, ks, **kwargs))
+
+# %% ../../nbs/features/01_cluster.ipynb #c5e8c879
+class Clusters(NamedTuple):
+    "What k-means found."
+    labels:np.ndarray  # (N,) int, cluster of each sample
+    distances:np.ndarray  # (N,) distance of each sample to the centre of its cluster
+    centers:np.ndarray|None = None  # (k, d), where they are known
+
+def kmeans_by_key(
+    X:np.ndarray,  # features (N, d)
+    ids,  # (N,) unique ids
+    seed:int,  # of the k-means and of the keys
+    n_clusters,  # clusters k, or "knee"
+    **kwargs,  # further arguments of `KMeans`
+) -> KMeans:  # fitted; `labels_` and `distances_` are in the order of `X`
+    "k-means whose result depends on the seed and the ids, and not on the order of the samples."
+    order = np.argsort(uniform_keys(ids, seed, "k-means"))
+    ordered = X[order]
+    k = choose_k(ordered, random_state=seed, **kwargs) if n_clusters == "knee" else n_clusters
+    kmeans = KMeans(k, random_state=seed, **kwargs).fit(ordered)
+    back = np.argsort(order)
+    kmeans.labels_, kmeans.distances_ = kmeans.labels_[back], kmeans.distances_[back]
+    return kmeans
