@@ -17,6 +17,8 @@ from functools import partial
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 
 from ..core.checks import from_settings, to_uint8
 from ..core.parallel import add_up, agree, first_then_others, is_main, write_rows

@@ -9,7 +9,6 @@ __all__ = ['study_devices', 'worker_device', 'default_workers', 'thread_limits',
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import contextmanager
 

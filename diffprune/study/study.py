@@ -8,7 +8,6 @@ __all__ = ['RATIOS', 'Study', 'plan_summary', 'study_of_worker', 'work']
 # %% ../../nbs/study/07_study.ipynb #b379728b
 import importlib
 import json
-import os
 import re
 import tempfile
 import time
