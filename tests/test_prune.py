@@ -5,18 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
 
-from diffprune.pruning.select import (
-    METHODS,
-    ClusterPruner,
-    RandomPruner,
-    balanced_quotas,
-    display_name,
-    method_names,
-    n_kept,
-    parse_method,
-    proportional_quotas,
-    select,
-)
+from diffprune.pruning.cluster_pruners import ClusterPruner
+from diffprune.pruning.select import RandomPruner, balanced_quotas, n_kept, proportional_quotas, select
 
 RATIOS = st.one_of(st.sampled_from([0, 0.25, 0.5, 0.75, 0.9]), st.floats(0, 0.99))
 KEEP = st.sampled_from(["high", "mid", "low"])
@@ -179,11 +169,3 @@ def test_duplicates_only():
     with pytest.warns(UserWarning, match="clusters were asked for"):
         pruner = ClusterPruner(n_clusters=4).fit(np.ones((40, 3)))
     assert len(pruner.select(0.75)) == 10
-
-
-def test_names():
-    for name in method_names():
-        for suffix, keep in ("", "high"), ("_mid", "mid"), ("_inv", "low"):
-            assert parse_method(name + suffix).keep == keep and parse_method(name + suffix).base in METHODS
-            assert display_name(name + suffix)
-    assert len({display_name(n + s) for n in method_names() for s in ("", "_mid", "_inv")}) == 3 * len(method_names())

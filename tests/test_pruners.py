@@ -9,27 +9,33 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from sklearn.base import clone
 
+from diffprune.pruning.agreement import kept_overlap, rank_correlations, stability
 from diffprune.pruning.cluster_pruners import (
+    ClusterPruner,
+    Clusters,
     DensityPruner,
     ModeratePruner,
     PrototypePruner,
     SemDeDupPruner,
+    kmeans_by_key,
     preceding_similarity,
     projected_quotas,
 )
 from diffprune.pruning.difficulty_pruners import CoveragePruner, IntervalPruner, UncertaintyPruner, dynamic_uncertainty
 from diffprune.pruning.greedy_pruners import FacilityPruner, HerdingPruner, KCenterPruner
-from diffprune.pruning.registry import PRUNERS, kept_overlap, make_pruner, pruner_input, rank_correlations, stability
-from diffprune.pruning.select import KEEPS, n_kept
+from diffprune.pruning.registry import MEASURED, NEEDS, known_methods, make_pruner, parse_method, scoring_method
+from diffprune.pruning.scores import Scores
+from diffprune.pruning.select import KEEPS, RandomPruner, n_kept, select
 from diffprune.pruning.transport_pruners import TransportPruner, transport_cost, transport_plan, transport_subset
 
 RNG = np.random.default_rng(0)
 N = 81
 FEATURES = (RNG.normal(size=(N, 6)) + 4).astype(np.float32)
-INPUT = dict(any=FEATURES, features=FEATURES, scores=RNG.lognormal(size=N), losses=RNG.random((N, 12)))
+INPUT = dict(nothing=FEATURES, features=FEATURES, clusters=FEATURES, losses=RNG.random((N, 12)), **dict.fromkeys(MEASURED, RNG.lognormal(size=N)))
 IDS = np.array([f"id{i:03d}" for i in range(N)])
 SETS = ("interval", "coverage", "transport")           # choose a set, have no middle
-NAMES = [b if PRUNERS[b][0] != "features" else f"{b}_lite0" for b in PRUNERS]
+LIBRARY = [m for m in known_methods() if m.module.startswith("diffprune.")]
+NAMES = [f"{m.name}_lite0" if m.embedded else m.name for m in LIBRARY]
 
 
 def made(name, **options):
@@ -40,10 +46,13 @@ def made(name, **options):
 def base(name): return name.split("_")[0]
 
 
+def given_to(name): return INPUT[parse_method(name).method.needs]
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("ratio", [0, 0.25, 0.5, 0.9])
 def test_exact_counts(name, ratio):
-    pruner = made(name).fit(INPUT[pruner_input(name)])
+    pruner = made(name).fit(given_to(name))
     for keep in KEEPS:
         if keep == "mid" and base(name) in SETS:
             with pytest.raises(ValueError, match="no middle"): pruner.select(ratio, keep)
@@ -57,21 +66,21 @@ def test_exact_counts(name, ratio):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_order_of_samples_does_not_matter(name):
-    X, mixed = INPUT[pruner_input(name)], RNG.permutation(N)
+    X, mixed = given_to(name), RNG.permutation(N)
     one, two = made(name).fit(X, ids=IDS).select(0.6), made(name).fit(X[mixed], ids=IDS[mixed]).select(0.6)
     assert one.digest == two.digest
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if base(n) not in ("balanced", "density")])
 def test_halves_are_complementary(name):
-    X = INPUT[pruner_input(name)][:80]
+    X = given_to(name)[:80]
     pruner = made(name).fit(X)
     assert set(pruner.select(0.5).indices) ^ set(pruner.select(0.5, "low").indices) == set(range(80))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_estimator_manners(name):
-    X, pruner = INPUT[pruner_input(name)], made(name, random_state=7)
+    X, pruner = given_to(name), made(name, random_state=7)
     before = pruner.get_params()
     assert pruner.fit(X) is pruner and pruner.get_params() == before == clone(pruner).get_params()
     assert clone(pruner).fit(X).select(0.7).digest == pruner.select(0.7).digest == pickle.loads(pickle.dumps(pruner)).select(0.7).digest
@@ -85,15 +94,15 @@ def test_estimator_manners(name):
 def test_stratified(name):
     y = np.repeat([0, 1, 2], [60, 18, 3])
     pruner = made(name, stratify=True)
-    kept = pruner.fit(INPUT[pruner_input(name)], y).select(0.9)
+    kept = pruner.fit(given_to(name), y).select(0.9)
     assert len(kept) == n_kept(N, 0.9) and set(y[kept.indices]) == {0, 1, 2}
-    with pytest.raises(ValueError, match="class labels"): clone(pruner).fit(INPUT[pruner_input(name)])
+    with pytest.raises(ValueError, match="class labels"): clone(pruner).fit(given_to(name))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_bad_input(name):
-    X = np.array(INPUT[pruner_input(name)], float)
-    if pruner_input(name) != "any":
+    X = np.array(given_to(name), float)
+    if parse_method(name).method.needs != "nothing":
         for value in (np.nan, np.inf):
             broken = X.copy()
             broken[5] = value
@@ -105,7 +114,7 @@ def test_bad_input(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_duplicates_only(name):
-    X = np.ones_like(INPUT[pruner_input(name)])
+    X = np.ones_like(given_to(name))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert len(made(name).fit(X).select(0.5)) == n_kept(N, 0.5)
@@ -113,7 +122,7 @@ def test_duplicates_only(name):
 
 @pytest.mark.parametrize("name", [n for n in NAMES if "n_clusters" not in made(n).get_params()])
 def test_one_sample(name):
-    pruner = made(name).fit(INPUT[pruner_input(name)][:1])
+    pruner = made(name).fit(given_to(name)[:1])
     assert pruner.select(0).indices.tolist() == [0]
     with pytest.raises(ValueError, match="keeps none"): pruner.select(0.9)
 
@@ -213,7 +222,7 @@ def test_interval_and_coverage_spread_over_difficulty():
 @pytest.mark.parametrize("pruner", [IntervalPruner(reach=0), IntervalPruner(reach=1.5), CoveragePruner(strata=1.5), CoveragePruner(hardest=-0.1),
                                     DensityPruner(temperature=-1, n_clusters=2), TransportPruner(capacity=0.9), TransportPruner(cell_size=1)])
 def test_bad_settings(pruner):
-    with pytest.raises(ValueError): pruner.fit(FEATURES if isinstance(pruner, (DensityPruner, TransportPruner)) else INPUT["scores"])
+    with pytest.raises(ValueError): pruner.fit(FEATURES if isinstance(pruner, (DensityPruner, TransportPruner)) else INPUT["proxy"])
 
 
 def test_transport_improves_and_respects_capacity():
@@ -228,6 +237,83 @@ def test_transport_improves_and_respects_capacity():
 def test_missing_pot_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="pip install POT"): transport_plan(np.ones((2, 3)))
+
+
+# What a study does: measurements and clusters first, then one path for all methods. The reference is the path that eight methods used to go
+# by themselves: their scores and groups straight into `select`.
+M = 203
+MEASURED_ARRAYS = dict(losses=RNG.lognormal(size=(5, M, 2)), norms=RNG.lognormal(size=(M, 2)), times=np.array([0.9, 0.9]), influence=RNG.normal(size=(M, 2)),
+                       products=RNG.normal(size=(2, 3, M, 2)), learning_rates=np.array([3e-3, 2e-3, 1e-3]))
+STUDY_IDS, STUDY_LABELS = np.array([f"img/{i:04d}" for i in RNG.permutation(M)]), RNG.choice(3, M, p=[0.7, 0.25, 0.05])
+STUDY_FEATURES, SEED = RNG.normal(size=(M, 5)).astype(np.float32) + 3, 4
+
+
+@pytest.fixture(scope="module")
+def clusters():
+    km = kmeans_by_key(STUDY_FEATURES, STUDY_IDS, SEED, 7)
+    return Clusters(km.labels_, km.distances_)
+
+
+def study_input(method, clusters):
+    if method.needs in MEASURED: return scoring_method(method).score(MEASURED_ARRAYS).values
+    return dict(nothing=STUDY_IDS, features=STUDY_FEATURES, clusters=clusters, losses=MEASURED_ARRAYS["losses"].mean(2).T)[method.needs]
+
+
+def directly(name, clusters, ratio, labels):
+    "The kept indices by the path without pruners."
+    v, a = parse_method(name), MEASURED_ARRAYS
+    scores = dict(
+        random=lambda: RandomPruner(random_state=SEED).fit(STUDY_IDS, ids=STUDY_IDS).scores_,
+        monotonicity=lambda: (np.diff(a["losses"], axis=0) > 0).sum(0).mean(1),
+        el2n=lambda: (a["losses"][-1] - a["losses"][-1].mean()).mean(1), grand=lambda: (a["norms"] - a["norms"].mean()).mean(1),
+        moso=lambda: np.einsum("kmnd,m->n", a["products"], a["learning_rates"]), dtrak=lambda: a["influence"].mean(1),
+        cluster=lambda: -clusters.distances, balanced=lambda: -clusters.distances)[v.base]()
+    groups, quotas = clusters.labels if v.backbone else None, "balanced" if v.base == "balanced" else "proportional"
+    return select(scores, ratio, v.keep, groups, quotas, labels, ids=STUDY_IDS, random_state=SEED)
+
+
+@pytest.mark.parametrize("name", ["random", "monotonicity", "el2n", "grand", "moso", "dtrak", "cluster_clip", "balanced_clip"])
+def test_the_one_path_keeps_what_the_direct_path_kept(name, clusters):
+    for suffix in ("", "_mid", "_inv"):
+        for ratio in (0.25, 0.5, 0.9):
+            for stratify in (False, True):
+                labels = STUDY_LABELS if stratify else None
+                pruner = make_pruner(name + suffix, random_state=SEED, stratify=stratify)
+                kept = pruner.fit(study_input(parse_method(name).method, clusters), labels, ids=STUDY_IDS).select(ratio).indices
+                np.testing.assert_array_equal(kept, directly(name + suffix, clusters, ratio, labels))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_one_path_serves_every_method(name, clusters):
+    for suffix in ("", "_mid", "_inv"):
+        if suffix == "_mid" and base(name) in SETS: continue
+        pruner = make_pruner(name + suffix, random_state=SEED)
+        if "n_clusters" in pruner.get_params(): pruner.set_params(n_clusters=7)
+        fitted = pruner.fit(study_input(parse_method(name).method, clusters), STUDY_LABELS, ids=STUDY_IDS)
+        assert [len(fitted.select(r)) for r in (0.25, 0.5, 0.9)] == [n_kept(M, r) for r in (0.25, 0.5, 0.9)]
+
+
+def test_every_need_has_a_method_and_scores_have_draws():
+    assert {m.needs for m in LIBRARY} == set(NEEDS)
+    for m in LIBRARY:
+        if m.needs in MEASURED:
+            found = scoring_method(m).score(MEASURED_ARRAYS)
+            assert isinstance(found, Scores) and found.values.shape == (M,) and found.per_draw.shape == (M, 2)
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+@pytest.mark.parametrize("quotas", ["proportional", "balanced"])
+def test_clusters_may_be_made_before(metric, quotas):
+    own = ClusterPruner(n_clusters=6, metric=metric, quotas=quotas, random_state=1).fit(FEATURES, ids=IDS)
+    given_clusters = clone(own).fit(Clusters(own.kmeans_.labels_, own.kmeans_.distances_), ids=IDS)
+    for keep in KEEPS: assert own.select(0.6, keep).digest == given_clusters.select(0.6, keep).digest
+    with pytest.raises(ValueError, match="no centres"): given_clusters.score_samples(FEATURES)
+    with pytest.raises(Exception, match="not fitted"): clone(own).score_samples(FEATURES)
+
+
+@pytest.mark.parametrize("labels, distances", [([0, 1], [1.0]), ([0, 1], [1.0, np.nan]), ([], []), ([[0], [1]], [1.0, 2.0])])
+def test_bad_clusters(labels, distances):
+    with pytest.raises(ValueError, match="labels|distances"): ClusterPruner().fit(Clusters(np.array(labels), np.array(distances)))
 
 
 def test_comparisons():

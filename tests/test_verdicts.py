@@ -113,5 +113,5 @@ def test_better_at_equal_steps_can_be_worse_at_equal_cost():
 
 
 def test_methods_of_the_claims_are_known():
-    from diffprune.pruning.select import parse_method
+    from diffprune.pruning.registry import parse_method
     assert [parse_method(m).base for m in claim_methods("clip")][0] == "random"
