@@ -62,7 +62,8 @@ def test_threshold_holds_its_rate(seed, n, alpha):
 
 def test_false_positive_rate_is_measured_and_near_alpha():
     rng = np.random.default_rng(0)
-    rates = [replicated_share(rng.exponential(size=50), rng.exponential(size=1000), 0.05, random_state=i).false_positive_rate for i in range(20)]
+    shares = [replicated_share(rng.exponential(size=50), rng.exponential(size=1000), 0.05, random_state=i) for i in range(20)]
+    rates = [s.false_positive_rate for s in shares]
     assert np.mean(rates) == pytest.approx(0.05, abs=0.01) and len(set(rates)) > 5
 
 

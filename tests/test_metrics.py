@@ -16,7 +16,15 @@ from vendi_score import vendi
 from diffprune.core.checks import check_feature_pair, check_features, check_images, to_uint8
 from diffprune.metrics import evaluate as M
 from diffprune.metrics.fidelity import inception_score, kernel_distance
-from diffprune.metrics.frechet import feature_stats, frechet_distance, frechet_from_few, psd_factor, trace_sqrt_product
+from diffprune.metrics.frechet import (
+    _frechet_from_few,
+    _psd_factor,
+    _trace_sqrt_product,
+    feature_stats,
+    frechet_distance,
+    load_stats,
+    save_stats,
+)
 from diffprune.metrics.vendi import hill_number, vendi_score
 
 seeds = st.integers(0, 2**32 - 1)
@@ -110,7 +118,7 @@ def test_frechet_is_a_distance_of_moments(seed, n, d):
         warnings.simplefilter("ignore")
         forth, back = frechet_distance(a, b), frechet_distance(b, a)
         assert forth >= 0 and forth == pytest.approx(back, rel=1e-5, abs=1e-6)
-        assert frechet_from_few(a, b) == pytest.approx(forth, rel=1e-5, abs=1e-6)
+        assert _frechet_from_few(a, b) == pytest.approx(forth, rel=1e-5, abs=1e-6)
         rotation = linalg.qr(rng.standard_normal((d, d)))[0]
         assert frechet_distance(a @ rotation, b @ rotation) == pytest.approx(forth, rel=1e-5, abs=1e-6)
 
@@ -119,7 +127,7 @@ def test_constant_features_have_a_distance():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert frechet_distance(np.zeros((10, 2)), np.ones((10, 2))) == pytest.approx(2)
-    assert psd_factor(np.zeros((2, 2))).shape == (2, 0) and trace_sqrt_product(np.zeros((2, 2)), np.eye(2)) == 0
+    assert _psd_factor(np.zeros((2, 2))).shape == (2, 0) and _trace_sqrt_product(np.zeros((2, 2)), np.eye(2)) == 0
 
 
 def test_moments_of_a_memory_map(tmp_path):
@@ -127,8 +135,8 @@ def test_moments_of_a_memory_map(tmp_path):
     np.save(tmp_path / "X.npy", X)
     mapped = feature_stats(np.load(tmp_path / "X.npy", mmap_mode="r"), block=77)
     assert np.allclose(mapped.cov, np.cov(X, rowvar=False), rtol=1e-12) and mapped.n == 1000
-    assert M.load_stats(M.save_stats(mapped, tmp_path / "s.npz")).cov.tolist() == mapped.cov.tolist()
-    with pytest.raises(FileNotFoundError): M.load_stats(tmp_path / "absent.npz")
+    assert load_stats(save_stats(mapped, tmp_path / "s.npz")).cov.tolist() == mapped.cov.tolist()
+    with pytest.raises(FileNotFoundError): load_stats(tmp_path / "absent.npz")
 
 
 # precision, recall, density, coverage
@@ -193,7 +201,8 @@ def test_orders_out_of_range(q):
 def test_kernel_distance_equals_torch_fidelity(dtype):
     a, b = relu_features(200, 24, 0, 0.1, dtype), relu_features(260, 24, 1, dtype=dtype)
     theirs = kid_features_to_metric(torch.from_numpy(a), torch.from_numpy(b), kid_subsets=5, kid_subset_size=100, verbose=False)
-    assert kernel_distance(a, b, 5, 100) == pytest.approx((theirs["kernel_inception_distance_mean"], theirs["kernel_inception_distance_std"]), rel=1e-9)
+    expected = theirs["kernel_inception_distance_mean"], theirs["kernel_inception_distance_std"]
+    assert kernel_distance(a, b, 5, 100) == pytest.approx(expected, rel=1e-9)
 
 
 def test_inception_score_equals_torch_fidelity():
@@ -207,7 +216,7 @@ def test_inception_score_equals_torch_fidelity():
 def test_fid_is_said_of_inception_only():
     assert M.metric_name("fd", "inception") == "FID" and M.metric_name("kid", "inception") == "KID"
     for backbone in ("lite0", "clip", "dinov2"):
-        assert all("FID" not in M.metric_name(m, backbone) and backbone in M.metric_name(m, backbone) for m in M.METRICS)
+        assert all("FID" not in M.metric_name(m, backbone) and backbone in M.metric_name(m, backbone) for m in M.METRIC_NAMES)
 
 
 def test_evaluate_warns_of_singular_moments_and_keeps_global_randomness():

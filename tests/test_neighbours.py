@@ -12,7 +12,8 @@ def direct(queries, points):
     return np.linalg.norm(queries[:, None].astype(np.float64) - points, axis=-1)
 
 
-cases = st.tuples(st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers(1, 40), st.integers(1, 5), st.integers(1, 9), st.integers(1, 9))
+seeds, block_sizes = st.integers(0, 2**32 - 1), st.integers(1, 9)
+cases = st.tuples(seeds, st.integers(1, 30), st.integers(1, 40), st.integers(1, 5), block_sizes, block_sizes)
 
 
 @given(cases, st.sampled_from([1e-6, 1.0, 1e4]), st.sampled_from([0.0, 1e3]))

@@ -34,7 +34,7 @@ from vendi_score import vendi
 from diffprune.core.store import git_commit
 from diffprune.metrics.coverage import precision_recall
 from diffprune.metrics.fidelity import inception_score, kernel_distance
-from diffprune.metrics.frechet import FeatureStats, frechet_distance, frechet_from_few
+from diffprune.metrics.frechet import FeatureStats, frechet_distance
 from diffprune.metrics.neighbours import nearest
 from diffprune.metrics.vendi import vendi_score
 
@@ -69,22 +69,24 @@ def timed(run):
 
 
 def compare(methods, repeats):
-    "Wall and CPU seconds of each method, the least of `repeats` interleaved runs, the GB that it takes beyond what was there, and its last result."
+    "Wall and CPU seconds of each method, the least of `repeats` interleaved runs, the GB it takes beyond what was there, and its last result."
     wall, cpu, grown, values = *({name: [] for name in methods} for _ in range(3)), {}
     for _ in range(repeats):
         for name, method in methods.items():
             gc.collect()
-            if trim: trim(0)                                                     # what the one before has freed goes back, so that it does not hide what this one takes
+            if trim: trim(0)  # gives back what the method before has freed, so that it does not hide what this one takes
             work = time.process_time()
             values[name], seconds, before, peak = watched(method)
-            wall[name].append(seconds), cpu[name].append(time.process_time() - work), grown[name].append(peak - before)
+            cpu[name].append(time.process_time() - work)
+            wall[name].append(seconds), grown[name].append(peak - before)
             print(f"  {name:24} {wall[name][-1]:9.3f} s, {cpu[name][-1]:9.3f} s of CPU, {grown[name][-1]:6.2f} GB", flush=True)
     return {name: (min(wall[name]), min(cpu[name]), max(grown[name])) for name in methods}, values
 
 
 def table(seconds, errors, ours="diffprune"):
     "One row a method: seconds, how many times ours, error."
-    return {name: {"wall_s": round(w, 3), "cpu_s": round(c, 3), "wall_ratio": round(w / seconds[ours][0], 2), "cpu_ratio": round(c / seconds[ours][1], 2),
+    wall, cpu, _ = seconds[ours]
+    return {name: {"wall_s": round(w, 3), "cpu_s": round(c, 3), "wall_ratio": round(w / wall, 2), "cpu_ratio": round(c / cpu, 2),
                    "gb": round(g, 3), "error": errors[name]} for name, (w, c, g) in seconds.items()}
 
 
@@ -128,7 +130,7 @@ def frechet(repeats, d=2048):
         ours = [FeatureStats(s["mu"], s["sigma"], n) for s in stats]
         means = np.sum((stats[0]["mu"] - stats[1]["mu"])**2) + sum(np.trace(s["sigma"]) for s in stats)
         seconds, values = compare({
-            "diffprune": (lambda: frechet_distance(*ours)) if n > d else (lambda: frechet_from_few(a, b)),
+            "diffprune": (lambda: frechet_distance(*ours)) if n > d else (lambda: frechet_distance(a, b)),
             "scipy sqrtm": lambda: means - 2 * np.trace(linalg.sqrtm(stats[0]["sigma"] @ stats[1]["sigma"])).real,
             "torch-fidelity": lambda: fid_statistics_to_metric(*stats, verbose=False)["frechet_inception_distance"],
         }, repeats)
@@ -149,9 +151,10 @@ def coverage(repeats, n=10_000, d=512):
     "Precision and recall of n against n samples."
     rng = np.random.default_rng(0)
     real, generated = (rng.standard_normal((n, d), dtype=np.float32) * np.geomspace(1, 0.1, d, dtype=np.float32) * s for s in (1, 0.95))
+    theirs = lambda: prc_features_to_metric(torch.from_numpy(generated), torch.from_numpy(real), verbose=False)
     seconds, values = compare({
         "diffprune": lambda: sorted(precision_recall(generated, real)[:2]),
-        "torch-fidelity": lambda: sorted(v for k, v in prc_features_to_metric(torch.from_numpy(generated), torch.from_numpy(real), verbose=False).items() if k != "f_score"),
+        "torch-fidelity": lambda: sorted(theirs()[k] for k in ("precision", "recall")),
     }, repeats)
     return {"case": f"{n} against {n} samples, d = {d}", "error": "relative difference from diffprune",
             "methods": table(seconds, {name: relative(v, values["diffprune"]) for name, v in values.items()})}
@@ -167,9 +170,10 @@ def parity(repeats, n=3000, d=256):
         theirs_kd = kid_features_to_metric(ta, tb, kid_subsets=10, kid_subset_size=1000, verbose=False)
         theirs_prc = prc_features_to_metric(ta, tb, verbose=False)
         stats = [{k: v.astype(np.float64) for k, v in fid_features_to_statistics(t).items()} for t in (ta, tb)]
+        theirs_fd = fid_statistics_to_metric(*stats, verbose=False)
         ours_prc = precision_recall(a, b)
         out[np.dtype(dtype).name] = {
-            "Fréchet distance": relative(frechet_distance(a, b), fid_statistics_to_metric(*stats, verbose=False)["frechet_inception_distance"]),
+            "Fréchet distance": relative(frechet_distance(a, b), theirs_fd["frechet_inception_distance"]),
             "kernel distance": relative(kernel_distance(a, b, 10).mean, theirs_kd["kernel_inception_distance_mean"]),
             "Inception score": relative(inception_score(10 * a).mean, isc_features_to_metric(10 * ta)["inception_score_mean"]),
             "precision and recall": relative(sorted(ours_prc[:2]), sorted([theirs_prc["precision"], theirs_prc["recall"]])),
@@ -200,12 +204,14 @@ def scale_neighbours(repeats, n=50_000, m=1_281_167, d=512, copies=500):
         write_features(f"{folder}/points.npy", m, d, 0), write_features(f"{folder}/queries.npy", n, d, 1)
         points, queries = np.load(f"{folder}/points.npy", mmap_mode="r"), np.load(f"{folder}/queries.npy", mmap_mode="r+")
         rows = np.linspace(0, m - 1, copies).astype(int)
-        queries[:copies] = points[rows] + np.float32(1e-4) * np.random.default_rng(2).standard_normal((copies, d), dtype=np.float32)
+        noise = np.random.default_rng(2).standard_normal((copies, d), dtype=np.float32)
+        queries[:copies] = points[rows] + np.float32(1e-4) * noise
         found, cost = timed(lambda: nearest(queries, points, progress=True))
         truth = np.linalg.norm(queries[:copies].astype(np.float64) - points[rows], axis=1)
+        cuda = torch.cuda.is_available()
         return {"case": f"{n} queries, {m} points, d = {d}", "copies_found": int((found.indices[:copies, 0] == rows).sum()), "copies": copies,
-                "error_of_copies": relative(found.distances[:copies, 0], truth), "device": "cuda" if torch.cuda.is_available() else "cpu",
-                "gpu_peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2) if torch.cuda.is_available() else None, **cost}
+                "error_of_copies": relative(found.distances[:copies, 0], truth), "device": "cuda" if cuda else "cpu",
+                "gpu_peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2) if cuda else None, **cost}
 
 
 def flat(methods, prefix=""):
@@ -219,17 +225,20 @@ def report():
     "The stored results of the comparisons as Markdown tables."
     for path in sorted(RESULTS.glob("*.json")):
         result = json.loads(path.read_text())
-        print(f"\n**{path.stem}**: {result['case']}; {result['threads']} thread(s), load of the machine {result['load'][0]}, commit {result.get('commit', 'not recorded')}\n")
+        print(f"\n**{path.stem}**: {result['case']}; {result['threads']} thread(s), load of the machine {result['load'][0]}, "
+              f"commit {result.get('commit', 'not recorded')}\n")
         if "methods" in result:
             print(f"| method | wall s | wall time / ours | CPU s | CPU time / ours | memory, GB | {result['error']} |\n" + "|---" * 7 + "|")
             for name, r in flat(result["methods"]):
-                print(f"| {name} | {r['wall_s']:.2f} | {r['wall_ratio']:.2f} | {r['cpu_s']:.2f} | {r['cpu_ratio']:.2f} | {r['gb']:.2f} | {r['error']:.1g} |")
+                costs = (r[key] for key in ("wall_s", "wall_ratio", "cpu_s", "cpu_ratio", "gb"))
+                print(f"| {name} | " + " | ".join(f"{c:.2f}" for c in costs) + f" | {r['error']:.1g} |")
         elif "relative_difference" in result:
             print("| metric | " + " | ".join(result["relative_difference"]) + " |\n|---|---|---|")
             for metric in result["relative_difference"]["float64"]:
                 print(f"| {metric} | " + " | ".join(f"{d[metric]:.1g}" for d in result["relative_difference"].values()) + " |")
         else:
-            shown = {k: v for k, v in result.items() if k not in ("case", "threads", "load", "python", "torch", "numpy", "commit") and v is not None}
+            hidden = ("case", "threads", "load", "python", "torch", "numpy", "commit")
+            shown = {k: v for k, v in result.items() if k not in hidden and v is not None}
             print("| " + " | ".join(shown) + " |\n" + "|---" * len(shown) + "|\n| " + " | ".join(str(v) for v in shown.values()) + " |")
 
 
@@ -253,8 +262,8 @@ def main():
         print(case, flush=True)
         with threadpool_limits(args.threads):
             result = CASES[case](args.repeats)
-        result |= {"threads": args.threads, "load": [round(x, 1) for x in os.getloadavg()], "commit": git_commit(), "python": platform.python_version(),
-                   "torch": torch.__version__, "numpy": np.__version__}
+        result |= {"threads": args.threads, "load": [round(x, 1) for x in os.getloadavg()], "commit": git_commit(),
+                   "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
         (RESULTS / f"{case}.json").write_text(json.dumps(result, indent=1) + "\n")
         print(json.dumps(result, indent=1), flush=True)
 

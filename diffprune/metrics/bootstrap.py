@@ -15,27 +15,27 @@ from tqdm.auto import tqdm
 
 # %% ../../nbs/metrics/05_bootstrap.ipynb #cell-5
 def draw(
-    n:int, # number of samples
-    rng:np.random.RandomState, # source of randomness
-    replace:bool, # n with replacement, or half of n without
-)->np.ndarray: # rows, sorted, so that a memory map is read in order
+    n:int,  # number of samples
+    rng:np.random.RandomState,  # source of randomness
+    replace:bool,  # n with replacement, or half of n without
+) -> np.ndarray:  # rows, sorted, so that a memory map is read in order
     "Return the rows of one draw."
     return np.sort(rng.randint(n, size=n) if replace else rng.permutation(n)[:n // 2])
 
 # %% ../../nbs/metrics/05_bootstrap.ipynb #cell-9
 class Interval(NamedTuple):
     "A metric with its confidence interval."
-    value:float # the metric of all samples
-    low:float # lower end
-    high:float # upper end
-    std:float # standard error
+    value:float  # the metric of all samples
+    low:float  # lower end
+    high:float  # upper end
+    std:float  # standard error
 
 # %% ../../nbs/metrics/05_bootstrap.ipynb #cell-10
 def interval(
-    value:float, # the metric of all samples
-    draws:np.ndarray, # the metric of each draw (B,)
-    level:float, # share of intervals that hold the expected metric
-)->Interval:
+    value:float,  # the metric of all samples
+    draws:np.ndarray,  # the metric of each draw (B,)
+    level:float,  # share of intervals that hold the expected metric
+) -> Interval:
     "Return the recentred percentile interval."
     spread = draws - draws.mean()
     low, high = np.quantile(spread, [(1 - level) / 2, (1 + level) / 2])
@@ -43,19 +43,20 @@ def interval(
 
 # %% ../../nbs/metrics/05_bootstrap.ipynb #cell-14
 def bootstrap(
-    metric:Callable, # called as metric(generated, *others), gives a float, or a NamedTuple or dictionary of floats
-    generated:np.ndarray, # one row a generated sample: features, logits or distances (N, ...)
-    *others, # further arguments, such as the real features
-    resample_real:bool=False, # draw the rows of the first of `others` as well
-    n_draws:int=100, # draws, at least 2
-    level:float=0.95, # confidence level in (0, 1)
-    replace:bool=False, # n draws with replacement, the ordinary bootstrap, in place of halves
-    random_state=None, # seed or generator of the draws
-    progress:bool=False, # show a bar
-): # `Interval`, or a dictionary of them by name, without those that a draw is too small for
+    metric:Callable,  # called as metric(generated, *others), gives a float, or a NamedTuple or dictionary of floats
+    generated:np.ndarray,  # one row a generated sample: features, logits or distances (N, ...)
+    *others,  # further arguments, such as the real features
+    resample_real:bool=False,  # draw the rows of the first of `others` as well
+    n_draws:int=100,  # draws, at least 2
+    level:float=0.95,  # confidence level in (0, 1)
+    replace:bool=False,  # n draws with replacement, the ordinary bootstrap, in place of halves
+    random_state=None,  # seed or generator of the draws
+    progress:bool=False,  # show a bar
+):  # `Interval`, or a dictionary of them by name, without those that a draw is too small for
     "Return `metric` with confidence intervals; raise `ValueError` for too few samples or draws or a level outside (0, 1)."
     if n_draws < 2 or not 0 < level < 1 or len(generated) < 4:
-        raise ValueError(f"bootstrap needs n_draws >= 2, a level in (0, 1) and at least 4 samples, got {n_draws}, {level} and {len(generated)}")
+        raise ValueError("bootstrap needs n_draws >= 2, a level in (0, 1) and at least 4 samples, "
+                         f"got {n_draws}, {level} and {len(generated)}")
     if resample_real and not others:
         raise ValueError("resample_real=True needs the real samples after the generated ones, got none")
     rng, value, draws = check_random_state(random_state), metric(generated, *others), []
@@ -65,4 +66,5 @@ def bootstrap(
         draws.append(metric(again, *first, *others[1:]))
     if np.isscalar(value): return interval(value, np.array(draws, float), level)
     value, *draws = [v if isinstance(v, dict) else v._asdict() for v in (value, *draws)]
-    return {name: interval(v, np.array([d[name] for d in draws], float), level) for name, v in value.items() if all(name in d for d in draws)}
+    return {name: interval(v, np.array([d[name] for d in draws], float), level)
+            for name, v in value.items() if all(name in d for d in draws)}

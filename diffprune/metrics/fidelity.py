@@ -18,33 +18,36 @@ from ..core.checks import check_feature_pair, check_features
 # %% ../../nbs/metrics/01_fidelity.ipynb #cell-4
 class MeanStd(NamedTuple):
     "A value and its spread over subsets."
-    mean:float # mean over the subsets
-    std:float # standard deviation over the subsets; not a standard error
+    mean:float  # mean over the subsets
+    std:float  # standard deviation over the subsets; not a standard error
 
 # %% ../../nbs/metrics/01_fidelity.ipynb #cell-6
-def _tensor(X): return torch.from_numpy(np.require(X, requirements="W"))  # PyTorch warns of read-only memory maps, and NumPy copies them here
+def _tensor(X):
+    "`X` as a tensor; a read-only memory map is copied, since PyTorch would warn of it."
+    return torch.from_numpy(np.require(X, requirements="W"))
 
 def kernel_distance(
-    generated, # generated features (N, d)
-    real, # real features (M, d)
-    n_subsets:int=100, # subsets to average over
-    subset_size:int=1000, # samples of each set in a subset, at most N and M
-    random_state:int=2020, # seed of the subsets
-)->MeanStd: # squared maximum mean discrepancy; may be slightly negative
+    generated,  # generated features (N, d)
+    real,  # real features (M, d)
+    n_subsets:int=100,  # subsets to average over
+    subset_size:int=1000,  # samples of each set in a subset, at most N and M
+    random_state:int=2020,  # seed of the subsets
+) -> MeanStd:  # squared maximum mean discrepancy; may be slightly negative
     "Return the kernel distance, KID on Inception features; raise `ValueError` for too large subsets (Bińkowski et al. 2018)."
     generated, real = check_feature_pair(generated, real)
     if not 2 <= subset_size <= min(len(generated), len(real)) or n_subsets < 1:
-        raise ValueError(f"subset_size must lie in [2, {min(len(generated), len(real))}], the smaller set, and n_subsets be positive, got {subset_size} and {n_subsets}")
+        raise ValueError(f"subset_size must lie in [2, {min(len(generated), len(real))}], the smaller set, and n_subsets be positive, "
+                         f"got {subset_size} and {n_subsets}")
     out = kid_features_to_metric(_tensor(generated), _tensor(real), kid_subsets=n_subsets,
                                  kid_subset_size=subset_size, rng_seed=random_state, verbose=False)
     return MeanStd(out["kernel_inception_distance_mean"], out["kernel_inception_distance_std"])
 
 # %% ../../nbs/metrics/01_fidelity.ipynb #cell-13
 def inception_score(
-    logits, # class logits of generated images (N, n_classes)
-    splits:int=10, # parts to average over, at most N
-    random_state:int=2020, # seed of the shuffle
-)->MeanStd: # in [1, n_classes]
+    logits,  # class logits of generated images (N, n_classes)
+    splits:int=10,  # parts to average over, at most N
+    random_state:int=2020,  # seed of the shuffle
+) -> MeanStd:  # in [1, n_classes]
     "Return the Inception score of `logits`; raise `ValueError` for fewer images than splits (Salimans et al. 2016)."
     logits = check_features(logits, "logits", 1)
     if not 1 <= splits <= len(logits):

@@ -20,22 +20,22 @@ from .neighbours import Neighbours, nearest
 
 # %% ../../nbs/metrics/08_memorization.ipynb #cell-7
 def mean_min_distance(
-    generated, # generated features (m, d)
-    train, # features of the training images (n, d)
-    **search, # block, device, progress of `nearest`
-)->float: # in the unit of the features; lower means nearer to the training set
+    generated,  # generated features (m, d)
+    train,  # features of the training images (n, d)
+    **search,  # block, device, progress of `nearest`
+) -> float:  # in the unit of the features; lower means nearer to the training set
     "Return the mean distance of generated samples to their nearest training sample; raise `ValueError` on bad features."
     generated, train = check_feature_pair(generated, train, 1)
     return float(nearest(generated, train, **search).distances.mean())
 
 # %% ../../nbs/metrics/08_memorization.ipynb #cell-12
 def control_curve(
-    heldout, # features of held-out images (m, d)
-    train, # features of the training images (n, d)
-    sizes, # training-set sizes in [1, n]
-    random_state=None, # seed of the subsets
-    **search, # block, device, progress of `nearest`
-)->np.ndarray: # mean minimum distances (len(sizes),)
+    heldout,  # features of held-out images (m, d)
+    train,  # features of the training images (n, d)
+    sizes,  # training-set sizes in [1, n]
+    random_state=None,  # seed of the subsets
+    **search,  # block, device, progress of `nearest`
+) -> np.ndarray:  # mean minimum distances (len(sizes),)
     "Return the mean minimum distance of held-out samples to random training subsets; raise `ValueError` for impossible sizes."
     heldout, train = check_feature_pair(heldout, train, 1)
     if not all(1 <= s <= len(train) for s in sizes):
@@ -45,36 +45,37 @@ def control_curve(
 
 # %% ../../nbs/metrics/08_memorization.ipynb #cell-16
 def replication_threshold(
-    heldout_distances:np.ndarray, # minimum distances of held-out samples (n,)
-    alpha:float, # allowed share of false alarms in (0, 1), at least 1 / n
-)->float:
+    heldout_distances:np.ndarray,  # minimum distances of held-out samples (n,)
+    alpha:float,  # allowed share of false alarms in (0, 1), at least 1 / n
+) -> float:
     "Return the largest held-out distance with at most a share `alpha` of them strictly below it; raise `ValueError` if n is too small."
-    if not 1 / len(heldout_distances) <= alpha < 1:
-        raise ValueError(f"alpha must lie in [1 / n, 1) = [{1 / len(heldout_distances):.2g}, 1) for n = {len(heldout_distances)} held-out samples, got {alpha}")
-    return float(np.sort(heldout_distances)[int(np.floor(alpha * len(heldout_distances) + 1e-9))])
+    n = len(heldout_distances)
+    if not 1 / n <= alpha < 1:
+        raise ValueError(f"alpha must lie in [1 / n, 1) = [{1 / n:.2g}, 1) for n = {n} held-out samples, got {alpha}")
+    return float(np.sort(heldout_distances)[int(np.floor(alpha * n + 1e-9))])
 
 # %% ../../nbs/metrics/08_memorization.ipynb #cell-19
 @dataclass(frozen=True)
 class Replication:
     "Share of generated samples that lie suspiciously near to a training sample."
-    share:float # share of generated samples below the threshold
-    threshold:float # distance, in the unit of the features
-    false_positive_rate:float # share of held-out samples below a threshold set without them
-    n_heldout:int # held-out samples behind both
+    share:float  # share of generated samples below the threshold
+    threshold:float  # distance, in the unit of the features
+    false_positive_rate:float  # share of held-out samples below a threshold set without them
+    n_heldout:int  # held-out samples behind both
 
     @property
-    def excess(self)->float:
+    def excess(self) -> float:
         "Return the share beyond what false alarms explain, in [0, 1]."
         return max(0.0, (self.share - self.false_positive_rate) / (1 - self.false_positive_rate))
 
 # %% ../../nbs/metrics/08_memorization.ipynb #cell-20
 def replicated_share(
-    generated_distances:np.ndarray, # minimum distances of generated samples (m,)
-    heldout_distances:np.ndarray, # minimum distances of held-out samples to the same training set (n,)
-    alpha:float=0.01, # allowed share of false alarms
-    random_state=None, # seed of the halves that measure the rate
-)->Replication:
-    "Return the share of replicated samples with its threshold and measured false-positive rate; raise `ValueError` if n < 2 / alpha."
+    generated_distances:np.ndarray,  # minimum distances of generated samples (m,)
+    heldout_distances:np.ndarray,  # minimum distances of held-out samples to the same training set (n,)
+    alpha:float=0.01,  # allowed share of false alarms
+    random_state=None,  # seed of the halves that measure the rate
+) -> Replication:
+    "Return the share of replicated samples with its threshold and false-positive rate; raise `ValueError` if n < 2 / alpha."
     n, threshold = len(heldout_distances), replication_threshold(heldout_distances, alpha)
     order = check_random_state(random_state).permutation(n)
     halves = heldout_distances[order[:n // 2]], heldout_distances[order[n // 2:]]
@@ -83,11 +84,11 @@ def replicated_share(
 
 # %% ../../nbs/metrics/08_memorization.ipynb #cell-25
 def authenticity(
-    found:Neighbours, # nearest training sample of each generated sample: nearest(generated, train)
-    train, # features of the training images (n, d), n > 1
-    **search, # block, device, progress of `nearest`
-)->float: # in [0, 1]; lower means more copies
-    "Return the share of samples that are further from their training neighbour than this one from its own (Alaa et al. 2022)."
+    found:Neighbours,  # nearest training sample of each generated sample: nearest(generated, train)
+    train,  # features of the training images (n, d), n > 1
+    **search,  # block, device, progress of `nearest`
+) -> float:  # in [0, 1]; lower means more copies
+    "Return the share of samples further from their training neighbour than that one is from its own (Alaa et al. 2022)."
     train = check_features(train, "training features", 2)
     rows, inverse = np.unique(found.indices[:, 0], return_inverse=True)
     around = nearest(train[rows], train, k=2, **search)
@@ -98,26 +99,26 @@ def authenticity(
 @dataclass(frozen=True)
 class Memorization:
     "Every measure of memorization, against one training set."
-    distance:float # mean minimum distance of generated samples
-    heldout_distance:float # the same of held-out samples: the control
-    replicated:float # share of generated samples below the threshold
-    threshold:float # distance that counts as a copy
-    false_positive_rate:float # of that threshold, measured on held-out samples
-    authenticity:float # share of authentic samples
-    heldout_authenticity:float # the same of held-out samples
-    c_t:float # data-copying test; well below 0: copying
-    n_train:int # training samples
+    distance:float  # mean minimum distance of generated samples
+    heldout_distance:float  # the same of held-out samples: the control
+    replicated:float  # share of generated samples below the threshold
+    threshold:float  # distance that counts as a copy
+    false_positive_rate:float  # of that threshold, measured on held-out samples
+    authenticity:float  # share of authentic samples
+    heldout_authenticity:float  # the same of held-out samples
+    c_t:float  # data-copying test; well below 0: copying
+    n_train:int  # training samples
 
 # %% ../../nbs/metrics/08_memorization.ipynb #cell-32
 def memorization(
-    generated, # generated features (m, d)
-    heldout, # features of held-out images (n, d)
-    train, # features of the training images (l, d)
-    alpha:float=0.01, # allowed share of false alarms
-    n_cells:int=10, # cells of the data-copying test
-    random_state:int|None=None, # seed of the halves and of k-means
-    **search, # block, device, progress of `nearest`
-)->Memorization:
+    generated,  # generated features (m, d)
+    heldout,  # features of held-out images (n, d)
+    train,  # features of the training images (l, d)
+    alpha:float=0.01,  # allowed share of false alarms
+    n_cells:int=10,  # cells of the data-copying test
+    random_state:int|None=None,  # seed of the halves and of k-means
+    **search,  # block, device, progress of `nearest`
+) -> Memorization:
     "Return all measures of memorization; raise `ValueError` on bad features or too few samples."
     generated, heldout = check_feature_pair(generated, heldout)
     _, train = check_feature_pair(generated, train)
@@ -130,15 +131,16 @@ def memorization(
 
 # %% ../../nbs/metrics/08_memorization.ipynb #cell-39
 def show_nearest(
-    generated, # generated images (m, 3, H, W), uint8
-    train, # training images (n, 3, H, W), uint8
-    found:Neighbours, # nearest training images of each generated one, in features (m, k)
-    n:int=8, # generated images to show, closest first
-)->Figure:
+    generated,  # generated images (m, 3, H, W), uint8
+    train,  # training images (n, 3, H, W), uint8
+    found:Neighbours,  # nearest training images of each generated one, in features (m, k)
+    n:int=8,  # generated images to show, closest first
+) -> Figure:
     "Return a figure: the closest generated images in the first row, their nearest training images below, with the distances."
     generated, train = check_images(generated), check_images(train)
     if len(found.indices) != len(generated) or found.indices.max() >= len(train):
-        raise ValueError(f"found must belong to the images, got neighbours of {len(found.indices)} for {len(generated)} generated images and row {found.indices.max()} of {len(train)} training images")
+        raise ValueError(f"found must belong to the images, got neighbours of {len(found.indices)} for {len(generated)} generated images "
+                         f"and row {found.indices.max()} of {len(train)} training images")
     columns = np.argsort(found.distances[:, 0], kind="stable")[:n]
     k = found.indices.shape[1]
     fig, axes = plt.subplots(k + 1, len(columns), figsize=(len(columns), 1.25 * (k + 1)), squeeze=False, layout="constrained")
