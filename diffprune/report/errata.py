@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.stages import materialise
-from ..pruning.select import parse_method
+from ..pruning.registry import parse_method
 from .plots import MARKERS, OKABE_ITO, set_title
 from .tables import method_label
 from ..study.departures import DEPARTURES, check_departures

@@ -16,8 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from ..pruning.select import METHOD_BACKBONES
-from .plots import method_style
+from ..pruning.registry import METHOD_BACKBONES, method_style
 from .tables import method_label
 
 # %% ../../nbs/report/07_verdicts.ipynb #cell-5

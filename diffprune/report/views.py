@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from ..core.stages import Stage, materialise
 from ..core.store import save_array
 from ..models.vqvae import to_float, to_uint8
-from ..pruning.select import METHOD_BACKBONES, parse_method
+from ..pruning.registry import METHOD_BACKBONES, parse_method
 from ..study.pipeline import Pipeline, load_vqvae
 from ..study.study import Run, Study
 

@@ -31,7 +31,8 @@ from ..models.dit import dit_model
 from ..models.flow import sample_latents
 from ..models.train import TrainConfig, Trainer, diffusion_loss, learning_rate, seeded
 from ..models.vqvae import VQVAE, LatentNorm, VQVAEConfig, decode_latents, encode_images, to_float, vqvae_loss
-from ..pruning.registry import make_pruner, pruner_input
+from ..pruning.cluster_pruners import kmeans_by_key
+from ..pruning.registry import make_pruner, parse_method
 from diffprune.pruning.scores import (
     ProbeGrid,
     ProbeSet,
@@ -50,7 +51,7 @@ from diffprune.pruning.scores import (
     probe_projections,
     surrogate_folds,
 )
-from ..pruning.select import RandomPruner, kmeans_by_key, parse_method, select
+from ..pruning.select import RandomPruner, select
 from diffprune.study.departures import (
     constant_norm,
     decode_unclamped,
@@ -291,10 +292,10 @@ def make_subset(stage, artifacts, folder, context):
         groups = artifacts["clusters"].array("labels") if "clusters" in artifacts else None
         kept = select(artifacts["scores"].array("scores"), s["pruning_ratio"], s["keep"], groups, s["quotas"], labels, ids=ids, random_state=s["seed"])
     else:
-        inputs = dict(features=lambda: artifacts["features"].array("features"), scores=lambda: artifacts["scores"].array("scores"),
+        inputs = dict(features=lambda: artifacts["features"].array("features"), proxy=lambda: artifacts["scores"].array("scores"),
                       losses=lambda: artifacts["proxy"].array("losses").mean(2).T)
         pruner = make_pruner(s["method"], random_state=s["seed"], **s["options"])
-        kept = pruner.fit(inputs[pruner_input(s["method"])](), labels, ids=ids).select(s["pruning_ratio"]).indices
+        kept = pruner.fit(inputs[parse_method(s["method"]).method.needs](), labels, ids=ids).select(s["pruning_ratio"]).indices
     save_array(folder/"indices.npy", kept)
     save_json(folder/"counts.json", dict(kept=len(kept), of=len(samples)))
 
@@ -455,9 +456,9 @@ def subset(self:Pipeline,
 ) -> Stage:
     "The kept indices."
     m, p, inputs = parse_method(method), self.preset, dict(images=self.images())
-    direct, needs, options = m.base in SCORERS, pruner_input(method), {}
+    direct, needs, options = m.base in SCORERS, m.method.needs, {}
     if direct: inputs["scores"] = self.scores(m.base, seed, m.backbone)
-    elif needs == "scores": inputs["scores"] = self.scores("el2n", seed)
+    elif needs == "proxy": inputs["scores"] = self.scores("el2n", seed)
     elif needs == "losses": inputs["proxy"] = self.proxy(seed)
     else: inputs["features"] = self.features(self.images(), m.backbone)
     if direct and m.backbone: inputs["clusters"] = self.clusters(m.backbone, seed)

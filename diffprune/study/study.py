@@ -33,7 +33,7 @@ from ..core.store import provenance as code_provenance
 from ..data.datasets import dataset_config
 from ..features.embed import parse_backbone
 from ..metrics.evaluate import metric_name
-from ..pruning.select import parse_method
+from ..pruning.registry import parse_method
 from .costs import Machine, count_images, estimate_costs
 from .pipeline import make_pipeline
 from .presets import load_preset
