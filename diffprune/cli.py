@@ -14,7 +14,7 @@ from pathlib import Path
 import typer
 
 # %% ../nbs/cli.ipynb #cell-4
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   context_settings=dict(help_option_names=["-h", "--help"]))
 
 def _print_version(wanted:bool):
@@ -111,11 +111,11 @@ def _write_choice(chosen, data, output):
 # %% ../nbs/cli.ipynb #cell-24
 @app.command()
 def methods():
-    "List the methods of pruning and what they need; \"features\" and \"clusters\" need a backbone, as in cluster_lite0."
+    "List the pruning methods and what they need."
     with _in_one_line():
         from diffprune.pruning.registry import METHOD_BACKBONES, methods_table
         typer.echo(methods_table()[["name", "label", "needs", "source"]].to_string(index=False))
-        typer.echo(f"backbones: {', '.join(METHOD_BACKBONES)}")
+        typer.echo(f"Methods that need features or clusters take a backbone, as in cluster_lite0: {', '.join(METHOD_BACKBONES)}.")
 
 @app.command()
 def datasets():
@@ -196,7 +196,7 @@ def plan(
     if estimate: typer.echo("device_hours: of one device of this machine; working_gib: taken by each run while it is computed, then freed.")
 
 # %% ../nbs/cli.ipynb #cell-37
-store_app = typer.Typer(help="Look after the store of artifacts.", no_args_is_help=True)
+store_app = typer.Typer(help="Look after the store of artifacts.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(store_app, name="store")
 
 @store_app.command("list")
