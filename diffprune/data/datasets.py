@@ -16,14 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from fastcore.basics import patch
 from PIL import Image
-from tqdm.auto import tqdm
 
 from ..core.lineage import code_version
 from ..core.store import Artifact, Key, Store, save_json
-from .decode import open_images, to_array
 from .split import hash_order, largest_remainder, stratified_split  # noqa: F401 - splitting is part of this interface
 
 # %% ../../nbs/data/02_datasets.ipynb #cell-5
@@ -138,6 +135,7 @@ def write_samples(
 ):
     "Write what is known about the samples of a split. Raises `ValueError` for ids that repeat or labels without a class."
     labels = np.full(len(ids), -1) if labels is None else np.asarray(labels, dtype=np.int64)
+    import pandas as pd
     table = pd.DataFrame(dict(id=np.asarray(ids, dtype=str), label=labels))
     if not table["id"].is_unique: raise ValueError(f"ids must be unique: {table['id'][table['id'].duplicated()].iloc[0]!r} repeats")
     if len(table) and not -1 <= labels.min() <= labels.max() < max(len(classes), 1):
@@ -155,6 +153,9 @@ def write_split(
     progress:str="",  # title of a progress bar; none if empty
 ):
     "Write a whole split, image by image."
+    from tqdm.auto import tqdm
+
+    from diffprune.data.decode import open_images
     out, n = None, 0
     for n, image in enumerate(tqdm(images, total=len(ids), desc=progress, disable=not progress), 1):
         if out is None: out = open_images(folder, len(ids), np.shape(image)[-1])
@@ -242,11 +243,11 @@ def subset(self:ImageDataset,
                         None if self.attributes is None else self.attributes.iloc[index], self.name, self.split, self.artifact)
 
 @patch(as_prop=True)
-def manifest(self:ImageDataset) -> pd.DataFrame:
+def manifest(self:ImageDataset):  # pandas DataFrame
     "A row a file that was read: path, id, label, width, height, sha256, and the reason if it was left out. Only for data read from files."
     path = self.artifact and self.artifact.path/"manifest.parquet"
     if not path or not path.exists(): raise ValueError(f"{self.name!r} was not read from image files, so it has no manifest")
-    return pd.read_parquet(path)
+    return self.artifact.table("manifest")
 
 # %% ../../nbs/data/02_datasets.ipynb #cell-33
 @patch
@@ -276,6 +277,7 @@ def from_hf(cls:ImageDataset,
     name:str="", split:str="",  # of the result
 ) -> ImageDataset:
     "Samples of a Hugging Face data set, in memory. Raises `ValueError` if the column of images is missing or sizes differ."
+    from diffprune.data.decode import to_array
     if image not in hf.column_names: raise ValueError(f"no column {image!r}: choose from {hf.column_names}")
     images = [to_array(row[image], image_size) for row in hf.select_columns([image])]
     if len({i.shape for i in images}) != 1: raise ValueError(f"images differ in size: give image_size (found {sorted({i.shape for i in images})[:3]})")
@@ -311,7 +313,7 @@ def load_dataset(
     make = lambda folder: config.spec.make(BuildTask(config, split, folder, progress, workers))
     artifact = store.build("images", config.settings(split), {}, make, version=config.spec.version, resumable=config.spec.resumable,
                            facts=dict(device="cpu", code=code_version(config.spec.make)))
-    samples = pd.read_parquet(artifact.path/"samples.parquet")
+    samples = artifact.table("samples")
     attributes = samples.drop(columns=["id", "label"])
     return ImageDataset(artifact.array("images"), samples["id"], samples["label"], artifact.json("dataset")["classes"],
                         attributes if len(attributes.columns) else None, config.name, split, artifact)
