@@ -68,7 +68,7 @@ class Parameters(types.SimpleNamespace):
     def study(self,
         **changes,  # arguments of `Study` instead of the parameters; `overrides` are added to the notebook's
     ):  # Study
-        "The study that the parameters describe. Raises `ValueError` for an unknown value, and `FileNotFoundError` where the data are absent."
+        "The study that the parameters describe. Raises `ValueError` for an unknown value, `FileNotFoundError` where the data are absent."
         from diffprune.study.study import Study  # it brings torch, which the index of figures does without
         common = {name: getattr(self, name) for name in ("dataset", "preset", "seeds", "metrics_backbone", "root", "device", "workers")}
         grid = dict(methods=getattr(self, "methods", []), ratios=getattr(self, "ratios", None) or [])
@@ -77,7 +77,7 @@ class Parameters(types.SimpleNamespace):
         for split in ("train", "val"): study.pipeline.config.settings(split)
         return study
 
-# %% ../../nbs/report/01_figures.ipynb #cell-12
+# %% ../../nbs/report/01_figures.ipynb #cell-13
 def parameters(
     namespace:dict,  # the notebook's `globals()`
     **further,  # name -> type of what this notebook has beside the common parameters, such as `methods=list | None`
@@ -89,10 +89,11 @@ def parameters(
         close = difflib.get_close_matches(name, expected, 1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
         raise ValueError(f"unknown parameter {name!r}{hint} The parameters are {', '.join(expected)}")
-    if missing := [name for name in expected if name not in namespace]: raise ValueError(f"the cell of parameters lacks {', '.join(missing)}")
+    missing = [name for name in expected if name not in namespace]
+    if missing: raise ValueError(f"the cell of parameters lacks {', '.join(missing)}")
     return Parameters(**{name: _typed(name, namespace[name], kind) for name, kind in expected.items()})
 
-# %% ../../nbs/report/01_figures.ipynb #cell-16
+# %% ../../nbs/report/01_figures.ipynb #cell-17
 def seeds_text(
     seeds:list,  # of the runs
 ) -> str:  # "1 seed", "2 seeds"
@@ -110,7 +111,7 @@ def origin_text(
              o.get("commit") and f"commit {o['commit']}", o.get("created", "")[:10]]
     return " · ".join(p for p in parts if p)
 
-# %% ../../nbs/report/01_figures.ipynb #cell-20
+# %% ../../nbs/report/01_figures.ipynb #cell-21
 def figures_root(
     root=None,  # a folder to use instead
 ) -> Path:
@@ -126,7 +127,7 @@ def figure_folder(
     slug = re.sub(r"[^A-Za-z0-9._-]+", "_", dataset).strip("_")
     return figures_root(root)/slug/preset
 
-# %% ../../nbs/report/01_figures.ipynb #cell-22
+# %% ../../nbs/report/01_figures.ipynb #cell-23
 def save_figure(
     fig,  # matplotlib figure
     name:str,  # file name without an ending

@@ -93,13 +93,14 @@ def small_print(
     fig,  # matplotlib figure
     text:str,  # replaces what an earlier call has put there
 ):
-    "Settle the layout of a finished figure and put small print below it, to be seen wherever it is saved or shown with a tight bounding box."
+    "Settle the layout of a finished figure and put small print below it; a tight bounding box then includes it."
     for old in [t for t in fig.texts if t.get_gid() == _SMALL_PRINT]: old.remove()
     fig.draw_without_rendering()
     fig.set_layout_engine("none")
     for legend in fig.legends: legend.set_bbox_to_anchor((0, 0, 1, 1), fig.transFigure)   # or it moves to the bottom of the enlarged figure
     lines = textwrap.wrap(text, int(24*fig.get_figwidth()))
-    fig.text(0.5, -0.06/fig.get_figheight(), "\n".join(lines), ha="center", va="top", fontsize=5.5, color="0.35", parse_math=False, gid=_SMALL_PRINT)
+    look = dict(ha="center", va="top", fontsize=5.5, color="0.35", parse_math=False, gid=_SMALL_PRINT)
+    fig.text(0.5, -0.06/fig.get_figheight(), "\n".join(lines), **look)
 
 # %% ../../nbs/report/00_plots.ipynb #cell-22
 def legend_below(
@@ -150,7 +151,8 @@ def model_curves(
 # %% ../../nbs/report/00_plots.ipynb #cell-32
 def _strip(images, below=0):
     "Images (n, 3, H, W) side by side, each followed by a white pixel: (H + below, n (W + 1), 3)."
-    return np.concatenate([np.pad(i.transpose(1, 2, 0), ((0, below), (0, 1), (0, 0)), constant_values=255) for i in np.asarray(images)], axis=1)
+    framed = np.pad(np.asarray(images).transpose(0, 2, 3, 1), ((0, 0), (0, below), (0, 1), (0, 0)), constant_values=255)
+    return np.concatenate(list(framed), axis=1)
 
 def _show_line(ax, name, line, **how):
     ax.imshow(line, **how)
@@ -193,8 +195,8 @@ def image_table(
 ):  # matplotlib figure
     "A table of images. Raises `ValueError` if the cells have different numbers of images, or a row has too few entries."
     lines, between = _table_lines(rows, columns, gap)
-    inch = (width - 1.2)/lines[0].shape[1]
-    fig, axes = plt.subplots(len(rows), 1, figsize=(width, inch*sum(map(len, lines)) + 0.03*len(rows) + 0.5), layout="constrained", squeeze=False)
+    height = (width - 1.2)/lines[0].shape[1]*sum(map(len, lines)) + 0.03*len(rows) + 0.5
+    fig, axes = plt.subplots(len(rows), 1, figsize=(width, height), layout="constrained", squeeze=False)
     fig.get_layout_engine().set(h_pad=0.01, hspace=0)
     for ax, name, line in zip(axes[:, 0], rows, lines): _show_line(ax, name, line, interpolation="nearest")
     step = (lines[0].shape[1] + between)/len(columns)

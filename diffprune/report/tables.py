@@ -86,7 +86,8 @@ def to_markdown(
 # %% ../../nbs/report/02_tables.ipynb #cell-19
 _ESCAPES = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
             "^": r"\textasciicircum{}", "$": r"\$", "–": "--", "—": "---", "±": r"$\pm$", "≤": r"$\leq$", "≥": r"$\geq$", "<": r"$<$",
-            ">": r"$>$", "∞": r"$\infty$", "−": "$-$", "×": r"$\times$", "→": r"$\to$", "α": r"$\alpha$", "⁻¹": "$^{-1}$", "·": r"$\cdot$", "…": r"\ldots{}"}
+            ">": r"$>$", "∞": r"$\infty$", "−": "$-$", "×": r"$\times$", "→": r"$\to$", "α": r"$\alpha$", "⁻¹": "$^{-1}$", "·": r"$\cdot$",
+            "…": r"\ldots{}"}
 
 def escape_latex(
     text:str,  # plain, with mathematics between dollars
@@ -127,7 +128,8 @@ def save_table(
     "Write CSV, Markdown, LaTeX and provenance (JSON), each complete or not at all. Raises `ValueError` for an empty table."
     if not len(shown): raise ValueError(f"the table {name!r} is empty")
     folder = figure_folder(provenance["dataset"], provenance["preset"], root)
-    texts = dict(csv=(shown if table is None else table).to_csv(index=False), md=to_markdown(shown, caption), tex=to_latex(shown, caption, f"tab:{name}"))
+    numbers = shown if table is None else table
+    texts = dict(csv=numbers.to_csv(index=False), md=to_markdown(shown, caption), tex=to_latex(shown, caption, f"tab:{name}"))
     for ending, text in texts.items():
         with temporary_path(folder/f"{name}.{ending}") as tmp: tmp.write_text(text, encoding="utf-8")
     save_json(folder/f"{name}.json", dict(provenance, caption=caption))
@@ -140,7 +142,8 @@ def _entry(folder, name, root):
     link = lambda ending, text: f"[{text}]({(folder/name).relative_to(root).as_posix()}.{ending})"
     others = " ".join(link(e, e) for e in ("pdf", "tex", "md", "csv", "json", "html") if there(e))
     src = f"{(folder/name).relative_to(root).as_posix()}.png"
-    picture = f'<a href="{src}"><img src="{src}" width="260" alt="{name}"></a>' if there("png") else link("md", "table") if there("md") else ""
+    picture = link("md", "table") if there("md") else ""
+    if there("png"): picture = f'<a href="{src}"><img src="{src}" width="260" alt="{name}"></a>'
     return f"| `{name}` | {picture} | {others} | {origin_text(load_json(folder/f'{name}.json'))} |"
 
 def figures_index(
