@@ -30,7 +30,8 @@ def test_formatting_keeps_the_significant_digits(value, digits):
     assert abs(float(text) - value) <= 0.51*10.0**(np.floor(np.log10(value)) - digits + 1) or abs(float(text) - value) <= 0.5
 
 
-@pytest.mark.parametrize("value, text", [(None, "–"), (float("nan"), "–"), (pd.NA, "–"), (float("inf"), "∞"), (True, "yes"), (7, "7"), ("a|b", "a|b")])
+@pytest.mark.parametrize("value, text", [(None, "–"), (float("nan"), "–"), (pd.NA, "–"), (float("inf"), "∞"), (True, "yes"), (7, "7"),
+                                         ("a|b", "a|b")])
 def test_formatting_of_odd_values(value, text):
     assert format_value(value) == text
 
@@ -44,7 +45,8 @@ def test_spread_is_half_the_range():
 @given(st.text(alphabet="abAB019 _%&#{}~^\\$-.±", max_size=30))
 def test_escaped_text_is_safe_for_latex(text):
     out = escape_latex(text)
-    outside = re.sub(r"\\textbackslash\{\}|\\textasciitilde\{\}|\\textasciicircum\{\}|\\[&%#_{}$]", "", re.sub(r"(?<!\\)\$[^$]*(?<!\\)\$", "", out))
+    outside = re.sub(r"(?<!\\)\$[^$]*(?<!\\)\$", "", out)
+    outside = re.sub(r"\\textbackslash\{\}|\\textasciitilde\{\}|\\textasciicircum\{\}|\\[&%#_{}$]", "", outside)
     if text.count("$") == 0: assert not re.search(r"[&%#_{}~^]", outside)
 
 
