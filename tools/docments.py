@@ -1,0 +1,3 @@
+import griffe
+class Docments(griffe.Extension):
+    pass
