@@ -13,6 +13,8 @@ from mkdocs.utils import get_relative_url
 
 from pages import ROOT, chapters, described
 
+from diffprune import __all__ as front_door
+
 log = logging.getLogger("mkdocs.hooks.site")  # warnings fail the build: it is strict
 PREPARED = ROOT / "_docs" / "notebooks"
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "LICENSE", "papers_figures", "benchmarks", "findings")
@@ -40,6 +42,8 @@ def on_files(files, config):
     found = [p for name in PAGES for p in ([ROOT / name] if (ROOT / name).is_file() else sorted((ROOT / name).rglob("*")))]
     for path in found:
         if path.is_file() and "__pycache__" not in path.parts: add(path.relative_to(ROOT), ROOT)
+    reference = "\n\n".join(["# Reference\n\nThe front door: `from diffprune import load_dataset`, and so on.", *(f"::: diffprune.{n}" for n in front_door)])
+    files.append(File.generated(config, "reference.md", content=reference))
     for path in [n for notebooks in chapters().values() for n in notebooks]:
         prepare(path)
         add(path.relative_to(ROOT), PREPARED)
