@@ -1,4 +1,4 @@
-"""What griffe needs to know to document this package: comments beside parameters, and methods that `@patch` adds to a class (mkdocs.yml)."""
+"""What griffe needs to know of this package (`mkdocs.yml`): comments beside parameters, and methods that `@patch` adds to a class."""
 import ast
 import io
 import re
@@ -35,7 +35,8 @@ class Docments(griffe.Extension):
         "Describe parameters and result; remember the function if it belongs to a class."
         if not isinstance(node, ast.FunctionDef): return
         beside, a = comments(func.filepath), node.args
-        described = [(p, beside[p.lineno]) for p in (*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, [a.vararg, a.kwarg])) if p.lineno in beside]
+        args = [*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, [a.vararg, a.kwarg])]
+        described = [(p, beside[p.lineno]) for p in args if p.lineno in beside]
         sections = [griffe.DocstringSectionText(ast.get_docstring(node) or "")]
         if described:
             annotation = {p.name: p.annotation for p in func.parameters}
@@ -51,9 +52,9 @@ class Docments(griffe.Extension):
         "Describe the fields of a dataclass."
         if not isinstance(node, ast.ClassDef): return
         beside = comments(cls.filepath)
-        fields = [n for n in node.body if isinstance(n, ast.AnnAssign) and n.end_lineno in beside and not n.target.id.startswith("_")]
-        if fields:
-            named = [griffe.DocstringAttribute(n.target.id, description=beside[n.end_lineno], annotation=cls[n.target.id].annotation) for n in fields]
+        fields = [(n.target.id, n.end_lineno) for n in node.body if isinstance(n, ast.AnnAssign) and not n.target.id.startswith("_")]
+        named = [griffe.DocstringAttribute(name, description=beside[i], annotation=cls[name].annotation) for name, i in fields if i in beside]
+        if named:
             self._describe(cls, [griffe.DocstringSectionText(ast.get_docstring(node) or ""), griffe.DocstringSectionAttributes(named)])
 
     def on_package(self, *, pkg, loader, **kwargs):
@@ -63,7 +64,8 @@ class Docments(griffe.Extension):
             if func.module.members.get(func.name) is func: func.module.del_member(func.name)
             if cls is None or not cls.is_class: continue
             is_property = any("as_prop" in str(d.value) for d in func.decorators)
-            cls.set_member(func.name, griffe.Attribute(func.name, annotation=func.returns, docstring=func.docstring) if is_property else func)
+            as_property = griffe.Attribute(func.name, annotation=func.returns, docstring=func.docstring)
+            cls.set_member(func.name, as_property if is_property else func)
 
     @staticmethod
     def _describe(obj, sections):

@@ -50,9 +50,11 @@ def module_map() -> str:  # Markdown, with links from nbs/
     "A chapter for each wing and a row for each notebook: link, module, and its own one-line description."
     parts = []
     for chapter, notebooks in chapters().items():
-        rows = [(n.relative_to(NBS).as_posix(), *described(n)) for n in notebooks]
-        table = [f"| [{path.removesuffix('.ipynb')}]({path}) | {f'`diffprune.{module}`' if module else '–'} | {what} |" for path, _, what, module in rows]
-        parts.append("\n".join([f"### {chapter}\n\n{ABOUT[chapter]}\n\n| notebook | module | what |\n|---|---|---|", *table]))
+        rows = [f"### {chapter}\n\n{ABOUT[chapter]}\n\n| notebook | module | what |\n|---|---|---|"]
+        for n in notebooks:
+            path, (_, what, module) = n.relative_to(NBS), described(n)
+            rows.append(f"| [{path.with_suffix('').as_posix()}]({path.as_posix()}) | {f'`diffprune.{module}`' if module else '–'} | {what} |")
+        parts.append("\n".join(rows))
     return "\n\n".join(parts)
 
 
@@ -77,7 +79,8 @@ def shown(
 def readme() -> str:  # the text of README.md
     "README.md as `nbs/index.ipynb` gives it."
     cells = nbformat.read(NBS / "index.ipynb", 4).cells
-    return "\n\n".join(["<!-- Made from nbs/index.ipynb by `make readme`: edit it there. -->", *(p.strip() for c in cells for p in shown(c))]) + "\n"
+    pieces = [piece.strip() for c in cells for piece in shown(c)]
+    return "\n\n".join(["<!-- Made from nbs/index.ipynb by `make readme`: edit it there. -->", *pieces]) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What mkdocs builds the site from: the repository itself, at the paths it has there, so that links work in both (hooks of `mkdocs.yml`)."""
+"""What mkdocs builds the site from (`mkdocs.yml`): the repository itself, at the paths it has there, so that links work in both."""
 import logging
 import posixpath
 import re
@@ -10,7 +10,6 @@ import nbformat
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File
 from mkdocs.utils import get_relative_url
-
 from pages import ROOT, chapters, described
 
 from diffprune import __all__ as front_door
@@ -42,8 +41,8 @@ def on_files(files, config):
     found = [p for name in PAGES for p in ([ROOT / name] if (ROOT / name).is_file() else sorted((ROOT / name).rglob("*")))]
     for path in found:
         if path.is_file() and "__pycache__" not in path.parts: add(path.relative_to(ROOT), ROOT)
-    reference = "\n\n".join(["# Reference\n\nThe front door: `from diffprune import load_dataset`, and so on.", *(f"::: diffprune.{n}" for n in front_door)])
-    files.append(File.generated(config, "reference.md", content=reference))
+    reference = ["# Reference", "Everything here comes from the front door: `from diffprune import load_dataset`, and so on."]
+    files.append(File.generated(config, "reference.md", content="\n\n".join([*reference, *(f"::: diffprune.{n}" for n in front_door)])))
     for path in [n for notebooks in chapters().values() for n in notebooks]:
         prepare(path)
         add(path.relative_to(ROOT), PREPARED)
@@ -74,7 +73,7 @@ def on_page_content(html, page, config, files):
         for link in prose.find_all(["a", "img"]) if notebook else []: relink(link, page, files)
     if notebook:
         soup.insert(0, soup.new_tag("link", rel="stylesheet", href=get_relative_url(NOTEBOOK_CSS, page.url)))
-        for script in soup.find_all("script", src=True) + soup.find_all("script", string=re.compile("mathjax|mermaid", re.I)): script.decompose()
+        for script in soup.find_all("script", string=re.compile("mathjax|mermaid", re.I)) + soup.find_all("script", src=True): script.decompose()
     return str(soup)
 
 
