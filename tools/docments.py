@@ -52,8 +52,9 @@ class Docments(griffe.Extension):
         "Describe the fields of a dataclass."
         if not isinstance(node, ast.ClassDef): return
         beside = comments(cls.filepath)
-        fields = [(n.target.id, n.end_lineno) for n in node.body if isinstance(n, ast.AnnAssign) and not n.target.id.startswith("_")]
-        named = [griffe.DocstringAttribute(name, description=beside[i], annotation=cls[name].annotation) for name, i in fields if i in beside]
+        fields = [(n.target.id, n.end_lineno) for n in node.body if isinstance(n, ast.AnnAssign) and n.target.id[0] != "_"]
+        fields = [(name, beside[i]) for name, i in fields if i in beside]
+        named = [griffe.DocstringAttribute(name, description=text, annotation=cls[name].annotation) for name, text in fields]
         if named:
             self._describe(cls, [griffe.DocstringSectionText(ast.get_docstring(node) or ""), griffe.DocstringSectionAttributes(named)])
 

@@ -53,7 +53,8 @@ def module_map() -> str:  # Markdown, with links from nbs/
         rows = [f"### {chapter}\n\n{ABOUT[chapter]}\n\n| notebook | module | what |\n|---|---|---|"]
         for n in notebooks:
             path, (_, what, module) = n.relative_to(NBS), described(n)
-            rows.append(f"| [{path.with_suffix('').as_posix()}]({path.as_posix()}) | {f'`diffprune.{module}`' if module else '–'} | {what} |")
+            module = f"`diffprune.{module}`" if module else "–"
+            rows.append(f"| [{path.with_suffix('').as_posix()}]({path.as_posix()}) | {module} | {what} |")
         parts.append("\n".join(rows))
     return "\n\n".join(parts)
 

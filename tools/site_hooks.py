@@ -19,6 +19,7 @@ PREPARED = ROOT / "_docs" / "notebooks"
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "CITATION.cff", "LICENSE", "papers_figures", "benchmarks", "findings")
 to_mathml = math_core.LatexToMathML(fancy_error=False)
 STYLE, NOTEBOOK_CSS = re.compile(r"<style[^>]*>(.*?)</style>", re.S), "assets/notebooks.css"
+ELSEWHERE = re.compile("mathjax|mermaid", re.I)  # scripts that would be fetched from other hosts
 styles = {}  # every style that a notebook came with, once
 MATH = re.compile(r"\$\$(.+?)\$\$|\$(?! )([^$]+?)\$", re.S)
 
@@ -73,7 +74,7 @@ def on_page_content(html, page, config, files):
         for link in prose.find_all(["a", "img"]) if notebook else []: relink(link, page, files)
     if notebook:
         soup.insert(0, soup.new_tag("link", rel="stylesheet", href=get_relative_url(NOTEBOOK_CSS, page.url)))
-        for script in soup.find_all("script", string=re.compile("mathjax|mermaid", re.I)) + soup.find_all("script", src=True): script.decompose()
+        for script in [*soup.find_all("script", string=ELSEWHERE), *soup.find_all("script", src=True)]: script.decompose()
     return str(soup)
 
 
