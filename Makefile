@@ -65,7 +65,7 @@ lint: $(VENV)/.installed-bundled,dev
 
 # README.md from the front page, which is executed first so that its map of the modules is that of today.
 readme: $(VENV)/.installed-bundled,dev
-	$(BIN)/papermill --no-progress-bar --cwd nbs nbs/index.ipynb nbs/index.ipynb
+	PYTHONWARNINGS=ignore $(BIN)/jupyter execute --inplace nbs/index.ipynb
 	$(BIN)/nbdev_clean --fname nbs/index.ipynb
 	$(BIN)/python tools/pages.py
 
