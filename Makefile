@@ -14,7 +14,7 @@ FIGURES  = fig1_fid_curves fig2_qualitative fig3_class_samples fig4_cluster_regi
 	fig7_balanced_samples fig8_cluster_maps table1_memorization table2_balance supp_precision_recall supp_vae_gan claims errata
 EXECUTED = .diffprune/notebooks/$(subst :,_,$(subst /,_,$(DATASET)))/$(PRESET)
 
-.PHONY: demo figures test lab export clean
+.PHONY: demo figures test lint docs readme lab export clean
 .DEFAULT_GOAL := demo
 
 # An install is repeated only when the requirements change.
@@ -52,12 +52,27 @@ figures: $(VENV)/.installed-bundled
 	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
 
 test: $(VENV)/.installed-bundled,dev
+	$(BIN)/ruff check .
 	$(BIN)/nbdev_export
 	git diff --exit-code --stat -- diffprune || { echo "nbs/ and diffprune/ differ: run nbdev_export and commit"; exit 1; }
 	$(BIN)/nbdev_clean
 	git diff --exit-code --stat -- nbs || { echo "notebooks are not clean: run nbdev_clean and commit"; exit 1; }
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -n 2 --dist loadfile --durations=15
+
+lint: $(VENV)/.installed-bundled,dev
+	$(BIN)/ruff check .
+
+# README.md from the front page, which is executed first so that its map of the modules is that of today.
+readme: $(VENV)/.installed-bundled,dev
+	PYTHONWARNINGS=ignore $(BIN)/jupyter execute --inplace nbs/index.ipynb
+	$(BIN)/nbdev_clean --fname nbs/index.ipynb
+	$(BIN)/python tools/pages.py
+
+# A searchable site of the notebooks, the figures and the reference, from this folder alone; any warning fails it. Needs Python 3.11 or newer.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Done. To look at it: $(BIN)/python -m http.server -d _docs/site"
 
 lab: $(VENV)/.installed-bundled,lab
 	$(BIN)/jupyter lab --notebook-dir nbs
@@ -66,4 +81,4 @@ export:
 	$(BIN)/nbdev_export && $(BIN)/nbdev_clean
 
 clean:
-	rm -rf $(VENV) .diffprune build dist *.egg-info
+	rm -rf $(VENV) .diffprune _docs build dist *.egg-info

@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 config = ConfigParser(delimiters=["="])
 config.read(Path(__file__).with_name("settings.ini"), encoding="utf-8")
 cfg = config["DEFAULT"]
-extras = {name: cfg[f"{name}_requirements"].split() for name in ("bundled", "lab", "bench", "dev")}
+extras = {name: cfg[f"{name}_requirements"].split() for name in ("bundled", "lab", "bench", "docs", "dev")}
 extras["all"] = extras["bundled"] + extras["lab"]
 
 setup(
