@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..core.store import load_json, save_json, temporary_path
 from ..pruning.registry import display_name
-from .figures import figure_folder, figures_root
+from .figures import figure_folder, figures_root, origin_text
 
 # %% ../../nbs/report/02_tables.ipynb #cell-5
 def format_value(
@@ -33,7 +33,7 @@ def format_value(
 
 # %% ../../nbs/report/02_tables.ipynb #cell-8
 def mean_and_spread(
-    values,  # numbers, one a seed
+    values,  # numbers, one per seed
     digits:int=3,  # significant digits of the mean; the spread gets as many decimal places
 ) -> str:  # "5.69 ± 0.03"; without a spread for one value
     "Mean and half the range of the values that are numbers, as text."
@@ -62,7 +62,8 @@ def wide_table(
 ) -> pd.DataFrame:  # of texts
     "Means and spreads over whatever is not named (the seeds). Raises `ValueError` for a column that the table lacks."
     rows = [rows] if isinstance(rows, str) else list(rows)
-    if lacking := [c for c in (*rows, columns, value) if c not in table]: raise ValueError(f"the table has no column {', '.join(map(repr, lacking))}; it has {', '.join(table)}")
+    if lacking := [c for c in (*rows, columns, value) if c not in table]:
+        raise ValueError(f"the table has no column {', '.join(map(repr, lacking))}; it has {', '.join(table)}")
     cells = table.groupby([*rows, columns], sort=False, dropna=False)[value].agg(lambda v: mean_and_spread(v, digits))
     order = list(dict.fromkeys(table[columns]))
     wide = cells.unstack(columns, fill_value="–")[order].reset_index()
@@ -84,13 +85,14 @@ def to_markdown(
 
 # %% ../../nbs/report/02_tables.ipynb #cell-19
 _ESCAPES = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
-            "^": r"\textasciicircum{}", "$": r"\$", "–": "--", "—": "---", "±": r"$\pm$", "≤": r"$\leq$", "≥": r"$\geq$", "<": r"$<$", ">": r"$>$",
-            "∞": r"$\infty$", "−": "$-$", "×": r"$\times$", "→": r"$\to$", "α": r"$\alpha$", "⁻¹": "$^{-1}$", "·": r"$\cdot$", "…": r"\ldots{}"}
+            "^": r"\textasciicircum{}", "$": r"\$", "–": "--", "—": "---", "±": r"$\pm$", "≤": r"$\leq$", "≥": r"$\geq$", "<": r"$<$",
+            ">": r"$>$", "∞": r"$\infty$", "−": "$-$", "×": r"$\times$", "→": r"$\to$", "α": r"$\alpha$", "⁻¹": "$^{-1}$", "·": r"$\cdot$",
+            "…": r"\ldots{}"}
 
 def escape_latex(
     text:str,  # plain, with mathematics between dollars
 ) -> str:
-    "The same for LaTeX: mathematics untouched, numbers as mathematics, the rest escaped."
+    "A text for LaTeX: mathematics untouched, numbers as mathematics, the rest escaped."
     if re.fullmatch(r"[-−]?\d+(\.\d+)?( ± \d+(\.\d+)?)?", text): return "$" + text.replace("−", "-").replace("±", r"\pm") + "$"
     parts = re.split(r"(\$[^$]*\$)", text)
     one = re.compile("|".join(map(re.escape, _ESCAPES)))
@@ -100,17 +102,19 @@ def escape_latex(
 # %% ../../nbs/report/02_tables.ipynb #cell-22
 def to_latex(
     shown:pd.DataFrame,  # cells of text or numbers
-    caption:str="",
-    label:str="",  # for \ref
+    caption:str="",  # above the table; none if empty
+    label:str="",  # for \ref; none if empty
 ) -> str:  # needs \usepackage{booktabs}
     "A floating table with booktabs rules: texts left, numbers right; the index is left out."
     cells = [[escape_latex(format_value(c)) for c in row] for row in shown.itertuples(index=False)]
     numeric = [all(re.fullmatch(r"\$[-\d. \\pm]*\$|--", row[j]) for row in cells) for j in range(shown.shape[1])]
-    rows = [" & ".join(row) + r" \\" for row in cells]
-    return "\n".join([r"\begin{table}[t]", r"  \centering", *([rf"  \caption{{{escape_latex(caption)}}}"] if caption else []), *([rf"  \label{{{label}}}"] if label else []),
-        rf"  \begin{{tabular}}{{{''.join('r' if n else 'l' for n in numeric)}}}", r"    \toprule",
-        "    " + " & ".join(escape_latex(str(c)) for c in shown.columns) + r" \\", r"    \midrule",
-        *("    " + r for r in rows), r"    \bottomrule", r"  \end{tabular}", r"\end{table}", ""])
+    row = lambda texts: "    " + " & ".join(texts) + r" \\"
+    head = [r"\begin{table}[t]", r"  \centering"]
+    if caption: head.append(rf"  \caption{{{escape_latex(caption)}}}")
+    if label: head.append(rf"  \label{{{label}}}")
+    head += [rf"  \begin{{tabular}}{{{''.join('r' if n else 'l' for n in numeric)}}}", r"    \toprule"]
+    columns = row(escape_latex(str(c)) for c in shown.columns)
+    return "\n".join([*head, columns, r"    \midrule", *map(row, cells), r"    \bottomrule", r"  \end{tabular}", r"\end{table}", ""])
 
 # %% ../../nbs/report/02_tables.ipynb #cell-26
 def save_table(
@@ -124,34 +128,32 @@ def save_table(
     "Write CSV, Markdown, LaTeX and provenance (JSON), each complete or not at all. Raises `ValueError` for an empty table."
     if not len(shown): raise ValueError(f"the table {name!r} is empty")
     folder = figure_folder(provenance["dataset"], provenance["preset"], root)
-    texts = dict(csv=(shown if table is None else table).to_csv(index=False), md=to_markdown(shown, caption), tex=to_latex(shown, caption, f"tab:{name}"))
+    numbers = shown if table is None else table
+    texts = dict(csv=numbers.to_csv(index=False), md=to_markdown(shown, caption), tex=to_latex(shown, caption, f"tab:{name}"))
     for ending, text in texts.items():
         with temporary_path(folder/f"{name}.{ending}") as tmp: tmp.write_text(text, encoding="utf-8")
     save_json(folder/f"{name}.json", dict(provenance, caption=caption))
     return [folder/f"{name}.{ending}" for ending in ("csv", "md", "tex", "json")]
 
 # %% ../../nbs/report/02_tables.ipynb #cell-30
-def _origin(folder, name):
-    o = load_json(folder/f"{name}.json")
-    parts = [f"seeds {', '.join(map(str, o['seeds']))}" if o.get("seeds") else "", o.get("device", ""), o.get("commit", ""), o.get("created", "")[:10]]
-    return " · ".join(p for p in parts if p)
-
 def _entry(folder, name, root):
-    link = lambda f, text: f"[{text}]({f.relative_to(root).as_posix()})"
-    others = " ".join(link(folder/f"{name}.{e}", e) for e in ("pdf", "tex", "md", "csv", "json", "html") if (folder/f"{name}.{e}").is_file())
-    png = folder/f"{name}.png"
-    rel = png.relative_to(root).as_posix()
-    picture = f'<a href="{rel}"><img src="{rel}" width="260" alt="{name}"></a>' if png.is_file() else link(folder/f"{name}.md", "table") if (folder/f"{name}.md").is_file() else ""
-    return f"| `{name}` | {picture} | {others} | {_origin(folder, name)} |"
+    "The line of a figure or table in the index."
+    there = lambda ending: (folder/f"{name}.{ending}").is_file()
+    link = lambda ending, text: f"[{text}]({(folder/name).relative_to(root).as_posix()}.{ending})"
+    others = " ".join(link(e, e) for e in ("pdf", "tex", "md", "csv", "json", "html") if there(e))
+    src = f"{(folder/name).relative_to(root).as_posix()}.png"
+    picture = link("md", "table") if there("md") else ""
+    if there("png"): picture = f'<a href="{src}"><img src="{src}" width="260" alt="{name}"></a>'
+    return f"| `{name}` | {picture} | {others} | {origin_text(load_json(folder/f'{name}.json'))} |"
 
-# %% ../../nbs/report/02_tables.ipynb #cell-31
 def figures_index(
     root=None,  # where `papers_figures` is
 ) -> Path:  # of the index
     "Write README.md in `papers_figures`: all figures and tables of all data sets and presets, with thumbnails and provenance."
     root = figures_root(root)
     folders = sorted({p.parent for p in root.glob("*/*/*.json")})
-    lines = ["# Figures and tables", "", "Written by `diffprune.report.tables.figures_index` from the files that are here; `make figures` makes them and this page.",
+    lines = ["# Figures and tables", "",
+             "Written by `diffprune.report.tables.figures_index` from the files that are here; `make figures` makes them and this page.",
              "Each picture links to its PNG; beside it are the other formats, the numbers (CSV) and all settings (JSON)."]
     for folder in folders:
         lines += ["", f"## {folder.parent.name}, preset `{folder.name}`", "", "| name | | files | made with |", "|---|---|---|---|"]
