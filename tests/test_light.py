@@ -73,8 +73,8 @@ def test_help_and_version_load_no_torch(args, says):
 
 
 @pytest.mark.parametrize("args, says", [
-    ("datasets", "openmoji"), ("store list", "toy"), ("store list toy", "1 artifacts"), ("store studies", "toys"), ("store verify", "0 damaged"),
-    ("prune --help", "--method"), ("study -h", "--executor")])
+    ("datasets", "openmoji"), ("store list", "toy"), ("store list toy", "1 artifacts"), ("store studies", "toys"),
+    ("store verify", "0 damaged"), ("prune --help", "--method"), ("study -h", "--executor")])
 def test_light_commands_load_no_torch(args, says, fresh_store):
     fresh_store.record_study("toys", dict(), [fresh_store.build("toy", make=lambda folder: save_array(folder / "a.npy", [1])).hash])
     modules, printed = command(*args.split(), store=fresh_store.root)

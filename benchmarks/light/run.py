@@ -83,7 +83,7 @@ def main():
         imported = import_times(HERE, store, 4 * a.rounds)
     versions = {name: metadata.version(name) for name in ("torch", "timm", "open_clip_torch", "numpy", "pandas", "typer")}
     about = dict(commits={side: commit(path) for side, path in checkouts.items()}, python=platform.python_version(), versions=versions,
-                 processor=processor(), cores=os.cpu_count(), system=platform.platform(), rounds=a.rounds)
+                 processor=processor(), cores=os.cpu_count(), system=platform.system(), rounds=a.rounds)
     Path(a.output).parent.mkdir(parents=True, exist_ok=True)
     Path(a.output).write_text(json.dumps(dict(about, import_diffprune=imported, runs=found), indent=1) + "\n")
     print("| command | CPU before, s | after, s | ratio | memory before, MiB | after, MiB |\n|---|---|---|---|---|---|")
