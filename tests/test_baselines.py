@@ -30,7 +30,8 @@ def test_named_sizes(name, kind):
 @pytest.mark.parametrize("kind, loss, kw", KINDS)
 def test_interrupted_training_is_the_same(kind, loss, kw, tmp_path):
     cfg = TrainConfig(steps=8, batch_size=6, checkpoint_every=3, ema_decay=.9, **kw)
-    run = lambda folder, on_step=None: Trainer(fresh(kind), loss, dict(image=IMAGES), cfg, workdir=tmp_path / folder, device="cpu", on_step=on_step)
+    def run(folder, on_step=None):
+        return Trainer(fresh(kind), loss, dict(image=IMAGES), cfg, workdir=tmp_path / folder, device="cpu", on_step=on_step)
     straight = run("a"); straight.fit(progress=False)
     class Cut(Exception): pass
     def cut(t):
@@ -40,7 +41,8 @@ def test_interrupted_training_is_the_same(kind, loss, kw, tmp_path):
     for k, v in straight.model.state_dict().items(): assert torch.equal(v, resumed.model.state_dict()[k]), k
     straight.export(tmp_path / "w.safetensors")
     again = kind(TINY); again.load_state_dict(load_file(tmp_path / "w.safetensors"))
-    assert np.array_equal(generate_images(again, range(4), 0, progress=False), generate_images(straight.averaged, range(4), 0, progress=False))
+    one, other = (generate_images(model, range(4), 0, progress=False) for model in (again, straight.averaged))
+    assert np.array_equal(one, other)
 
 def test_vae_learns():
     cfg = TrainConfig(steps=60, batch_size=8, log_every=10, ema_decay=None, lr=1e-2)
@@ -63,7 +65,8 @@ def test_hinge_closed_form():
         cfg = TINY
         def forward(self, x, z): return GANOutput(torch.tensor([2., .5]), torch.tensor([-2., 1.]), torch.tensor([-2., 1.]))
     loss, logs = gan_loss(Fixed(), dict(image=IMAGES[:2]), Draws(0, 0, 2))
-    assert logs["d_loss"].item() == pytest.approx(.25 + 1.) and logs["g_loss"].item() == pytest.approx(.5) and loss.item() == pytest.approx(1.75)
+    assert logs["d_loss"].item() == pytest.approx(.25 + 1.) and logs["g_loss"].item() == pytest.approx(.5)
+    assert loss.item() == pytest.approx(1.75)
 
 def test_spectral_norm_converges_to_one():
     gan = fresh(GAN)
@@ -95,6 +98,7 @@ def test_sampling_changes_no_state():
     generate_images(m, range(3), 0, progress=False)
     assert all(torch.equal(v, before[k]) for k, v in m.state_dict().items())
 
-@pytest.mark.parametrize("kw, message", [(dict(image_size=9), "divisible by 4, got 9"), (dict(base_channels=0), "at least 1"), (dict(channel_mult=()), "at least 1"), (dict(latent_dim=0), "at least 1")])
+@pytest.mark.parametrize("kw, message", [(dict(image_size=9), "divisible by 4, got 9"), (dict(base_channels=0), "at least 1"),
+                                         (dict(channel_mult=()), "at least 1"), (dict(latent_dim=0), "at least 1")])
 def test_bad_sizes(kw, message):
     with pytest.raises(ValueError, match=message): BaselineConfig(**kw)

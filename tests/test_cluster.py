@@ -71,7 +71,8 @@ def test_distances_of_near_duplicates_are_exact():
     assert distances_to(near, base, np.array([0]))[0] == 4 * 2**-10
 
 
-@pytest.mark.parametrize("bad", [np.zeros(4), np.zeros((0, 3)), np.zeros((3, 0)), np.zeros((2, 2, 2)), [[np.nan, 1]] * 30, [[np.inf, 1]] * 30])
+@pytest.mark.parametrize("bad", [np.zeros(4), np.zeros((0, 3)), np.zeros((3, 0)), np.zeros((2, 2, 2)),
+                                 [[np.nan, 1]] * 30, [[np.inf, 1]] * 30])
 def test_bad_features(bad):
     with pytest.raises(ValueError): check_features(bad, min_samples=1, dtype=np.float32)
     with pytest.raises(ValueError): KMeans(2).fit(bad)

@@ -91,7 +91,8 @@ def test_unpatchify_inverts_cutting(side, p, c):
 
 @pytest.mark.parametrize("kw, message", [
     (dict(input_size=7), "input_size must be divisible by 2, got 7"), (dict(hidden_size=26), "hidden_size must be divisible by 4, got 26"),
-    (dict(num_heads=5), "hidden_size must be divisible by 5"), (dict(class_dropout_prob=1.5), r"class_dropout_prob must be in \[0, 1\], got 1.5")])
+    (dict(num_heads=5), "hidden_size must be divisible by 5"),
+    (dict(class_dropout_prob=1.5), r"class_dropout_prob must be in \[0, 1\], got 1.5")])
 def test_bad_sizes(kw, message):
     with pytest.raises(ValueError, match=message): DiT(**{**SMALL, **kw})
 
@@ -135,7 +136,8 @@ def test_bad_checkpoints(tmp_path):
     save_file({**state, "extra": torch.ones(1)}, tmp_path / "long.safetensors")
     with pytest.raises(ValueError, match="extra: unknown"): load_checkpoint(tmp_path / "long.safetensors", DiT(**SMALL))
     save_file(state, tmp_path / "w.safetensors")
-    with pytest.raises(ValueError, match="either a model or its arguments"): load_checkpoint(tmp_path / "w.safetensors", DiT(**SMALL), num_heads=2)
+    with pytest.raises(ValueError, match="either a model or its arguments"):
+        load_checkpoint(tmp_path / "w.safetensors", DiT(**SMALL), num_heads=2)
     with pytest.raises(FileNotFoundError): load_checkpoint(tmp_path / "none.safetensors")
 
 def test_checkpoints_run_no_code(tmp_path):

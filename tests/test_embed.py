@@ -113,7 +113,8 @@ class Evil:
 def test_pickles_are_not_executed(name, tmp_path):
     path = tmp_path / "evil.pt"
     torch.save({"weight": Evil()}, path)
-    with mock.patch("os.system") as system, pytest.raises(ValueError, match="does not hold usable weights"): load_backbone(name, weights=path)
+    with mock.patch("os.system") as system, pytest.raises(ValueError, match="does not hold usable weights"):
+        load_backbone(name, weights=path)
     system.assert_not_called()
 
 
@@ -161,7 +162,8 @@ def test_bad_variants():
     with pytest.raises(ValueError, match="float32"): load_backbone("inception", dtype=torch.float64)
 
 
-@pytest.mark.parametrize("bad", [np.zeros((2, 3, 4, 4), np.float32), np.zeros((3, 4, 4), np.uint8), np.zeros((2, 1, 4, 4), np.uint8), np.zeros((2, 3, 0, 4), np.uint8)])
+@pytest.mark.parametrize("bad", [np.zeros((2, 3, 4, 4), np.float32), np.zeros((3, 4, 4), np.uint8),
+                                 np.zeros((2, 1, 4, 4), np.uint8), np.zeros((2, 3, 0, 4), np.uint8)])
 def test_bad_images(bad):
     with pytest.raises(ValueError): check_images(bad, contents=False)
 

@@ -21,7 +21,8 @@ from diffprune.models.flow import (
 
 def model(seed=0, **kw):
     g = torch.Generator().manual_seed(seed)
-    m = DiT(**{**dict(input_size=4, patch_size=2, in_channels=4, hidden_size=16, depth=1, num_heads=2, num_classes=3, learn_sigma=False), **kw})
+    small = dict(input_size=4, patch_size=2, in_channels=4, hidden_size=16, depth=1, num_heads=2, num_classes=3, learn_sigma=False)
+    m = DiT(**small | kw)
     for p in m.parameters():
         if p.requires_grad: p.data = torch.randn(p.shape, generator=g) * .3
     return m.requires_grad_(False)
@@ -157,6 +158,7 @@ def test_samples_follow_their_id():
     assert sample_latents(m, [], (4, 4, 4), 0, y[:0], progress=False).shape == (0, 4, 4, 4)
 
 @pytest.mark.parametrize("kw, message", [(dict(method="rk4"), "unknown method 'rk4'"), (dict(method="dopri5", n_steps=3), "n_steps is for"),
-    (dict(atol=1e-3), "rtol and atol"), (dict(n_steps=0), "at least 1"), (dict(cfg_scale=2.), "needs labels"), (dict(channels=9), "channels must be")])
+    (dict(atol=1e-3), "rtol and atol"), (dict(n_steps=0), "at least 1"), (dict(cfg_scale=2.), "needs labels"),
+    (dict(channels=9), "channels must be")])
 def test_bad_settings(kw, message):
     with pytest.raises(ValueError, match=message): sample_ode(model(num_classes=0), torch.zeros(1, 4, 4, 4), **kw)

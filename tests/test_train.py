@@ -1,4 +1,4 @@
-"""The training loop: interruption by a real kill, mixed precision, divisibility, and draws that do not depend on the number of processes."""
+"""The training loop: a real kill, mixed precision, divisibility, and draws that do not depend on the number of processes."""
 import shutil
 import signal
 import subprocess
@@ -55,7 +55,8 @@ def test_killed_runs_end_in_the_same_weights(tmp_path):
 def test_mixed_precision_learns_and_keeps_float32_weights(precision):
     with seeded(0): model = dit_model("DiT-N/2", input_size=4, in_channels=4, num_classes=0, learn_sigma=False)
     latents = torch.randn(64, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    trainer = Trainer(model, diffusion_loss, dict(latent=latents), TrainConfig(steps=40, batch_size=16, lr=2e-3, precision=precision, log_every=10), device="cpu")
+    cfg = TrainConfig(steps=40, batch_size=16, lr=2e-3, precision=precision, log_every=10)
+    trainer = Trainer(model, diffusion_loss, dict(latent=latents), cfg, device="cpu")
     log = trainer.fit(progress=False)
     assert log.loss.iloc[-1] < log.loss.iloc[0]
     assert all(p.dtype == torch.float32 for p in trainer.averaged.parameters())
@@ -112,14 +113,16 @@ def test_nan_in_the_data_is_an_error_that_says_what_to_do(tmp_path):
 
 def test_bad_data_is_refused():
     model = torch.nn.Linear(1, 1)
-    with pytest.raises(ValueError, match="differ in length"): Trainer(model, None, dict(a=torch.zeros(3), b=torch.zeros(4)), TrainConfig(), device="cpu")
+    with pytest.raises(ValueError, match="differ in length"):
+        Trainer(model, None, dict(a=torch.zeros(3), b=torch.zeros(4)), TrainConfig(), device="cpu")
     with pytest.raises(ValueError, match="empty"): Trainer(model, None, dict(a=torch.zeros(0)), TrainConfig(), device="cpu")
 
 
 def test_caller_random_state_is_untouched():
     model = dit_model("DiT-N/2", input_size=4, in_channels=4, num_classes=0, learn_sigma=False)
     before = torch.random.get_rng_state()
-    Trainer(model, diffusion_loss, dict(latent=torch.randn(8, 4, 4, 4, generator=torch.Generator())), TrainConfig(steps=2, batch_size=4), device="cpu").fit(progress=False)
+    data = dict(latent=torch.randn(8, 4, 4, 4, generator=torch.Generator()))
+    Trainer(model, diffusion_loss, data, TrainConfig(steps=2, batch_size=4), device="cpu").fit(progress=False)
     assert torch.equal(before, torch.random.get_rng_state())
 
 

@@ -132,12 +132,14 @@ def test_norm_round_trips_through_json_and_keeps_types():
     z = torch.randn(2, 2, 3, 3, dtype=torch.bfloat16)
     assert norm.normalize(z).dtype == torch.bfloat16 and norm.normalize(z.float().numpy()).dtype == np.float32
 
-@pytest.mark.parametrize("kw, message", [(dict(std=(0., 1.)), "std positive"), (dict(std=(float("nan"), 1.)), "std positive"), (dict(mean=(float("inf"), 1.)), "finite"), (dict(std=(1.,)), "differ in length")])
+@pytest.mark.parametrize("kw, message", [(dict(std=(0., 1.)), "std positive"), (dict(std=(float("nan"), 1.)), "std positive"),
+                                         (dict(mean=(float("inf"), 1.)), "finite"), (dict(std=(1.,)), "differ in length")])
 def test_bad_norms(kw, message):
     with pytest.raises(ValueError, match=message): LatentNorm(**{**dict(mean=(0., 0.), std=(1., 1.)), **kw})
 
 def test_bad_configs():
-    for kw, message in [(dict(base_channels=0), "at least 1"), (dict(n_res_blocks=0), "n_res_blocks"), (dict(ema_decay=0.), "ema_decay"), (dict(codebook_size=1), "codebook_size")]:
+    for kw, message in [(dict(base_channels=0), "at least 1"), (dict(n_res_blocks=0), "n_res_blocks"),
+                        (dict(ema_decay=0.), "ema_decay"), (dict(codebook_size=1), "codebook_size")]:
         with pytest.raises(ValueError, match=message): VQVAEConfig(**kw)
     assert VQVAEConfig(channel_mult=[1, 2]).channel_mult == (1, 2)
     with pytest.raises(ValueError, match="divisible by 2"): VQVAE(TINY).encode(torch.zeros(1, 3, 7, 8))

@@ -101,7 +101,7 @@ def from_settings(
 def read_state_dict(
     path:str|Path,  # .safetensors, or a file of `torch.save`
 ) -> dict:  # name -> tensor, on the CPU
-    "The state dictionary in a weights file, its EMA weights if there are any. Runs no code of the file. Raises `ValueError` if none is in it."
+    "The state dictionary in a file, its EMA weights if there are any. Runs no code of the file. Raises `ValueError` if none is in it."
     import argparse
 
     import torch

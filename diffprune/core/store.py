@@ -132,11 +132,20 @@ class Rows:
         self.array, self.index = array, np.asarray(index, dtype=np.int64)
 
     @property
-    def shape(self): return (len(self.index), *self.array.shape[1:])
+    def shape(self) -> tuple:
+        "Rows that were asked for, and the shape of each."
+        return (len(self.index), *self.array.shape[1:])
+
     @property
-    def dtype(self): return self.array.dtype
+    def dtype(self) -> np.dtype:
+        "That of the array."
+        return self.array.dtype
+
     @property
-    def ndim(self): return self.array.ndim
+    def ndim(self) -> int:
+        "That of the array."
+        return self.array.ndim
+
     def __len__(self): return len(self.index)
     def __getitem__(self, i):
         rows, rest = (i[0], i[1:]) if isinstance(i, tuple) else (i, ())

@@ -28,24 +28,34 @@ from .vqvae import ResBlock
 @dataclass(frozen=True)
 class BaselineConfig:
     "Sizes of a `VAE` or a `GAN`. Raises `ValueError` if the image can't be halved often enough."
-    image_size:int=32 # height = width
-    image_channels:int=3
-    base_channels:int=32 # channels at full resolution, times `channel_mult[0]`
-    channel_mult:tuple[int, ...]=(1, 2, 4) # a level each; the image is halved between levels
-    latent_dim:int=64 # length of the noise
+    image_size:int=32  # height = width
+    image_channels:int=3  # of the images, 3 for RGB
+    base_channels:int=32  # channels at full resolution, times `channel_mult[0]`
+    channel_mult:tuple[int, ...]=(1, 2, 4)  # one entry per level; the image is halved between levels
+    latent_dim:int=64  # length of the noise
 
     def __post_init__(self):
         object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
-        if min(self.image_size, self.image_channels, self.base_channels, self.latent_dim, *self.channel_mult, 1) < 1 or not self.channel_mult:
+        sizes = (self.image_size, self.image_channels, self.base_channels, self.latent_dim, *self.channel_mult)
+        if min(sizes) < 1 or not self.channel_mult:
             raise ValueError(f"sizes must be at least 1, got {self}")
-        if self.image_size % self.halvings: raise ValueError(f"image_size must be divisible by {self.halvings}, got {self.image_size}")
+        if self.image_size % self.halvings:
+            raise ValueError(f"image_size must be divisible by {self.halvings}, got {self.image_size}")
 
     @property
-    def halvings(self): return 2 ** (len(self.channel_mult) - 1)
+    def halvings(self) -> int:
+        "Image height / height of the coarse grid."
+        return 2 ** (len(self.channel_mult) - 1)
+
     @property
-    def widths(self): return [self.base_channels * m for m in self.channel_mult]
+    def widths(self) -> list:
+        "Channels of each level, finest first."
+        return [self.base_channels * m for m in self.channel_mult]
+
     @property
-    def coarse(self): return self.widths[-1], self.image_size // self.halvings, self.image_size // self.halvings
+    def coarse(self) -> tuple:
+        "Shape (C, h, w) of the coarse grid."
+        return self.widths[-1], self.image_size // self.halvings, self.image_size // self.halvings
 
 BASELINE_CONFIGS = {
     "small": BaselineConfig(base_channels=16, latent_dim=32),
@@ -55,8 +65,8 @@ BASELINE_CONFIGS = {
 
 # %% ../../nbs/models/04_baselines.ipynb #cell-10
 def make_generator(
-    cfg:BaselineConfig
-)->nn.Sequential: # (B, latent_dim) to (B, C, H, W)
+    cfg:BaselineConfig,  # sizes
+) -> nn.Sequential:  # (B, latent_dim) to (B, C, H, W)
     "A linear layer, then a residual block at each level and nearest-neighbour doubling between levels."
     widths = cfg.widths[::-1]
     layers = [nn.Linear(cfg.latent_dim, int(np.prod(cfg.coarse))), nn.Unflatten(1, cfg.coarse)]
@@ -67,45 +77,50 @@ def make_generator(
 
 # %% ../../nbs/models/04_baselines.ipynb #cell-12
 def make_features(
-    cfg:BaselineConfig,
-    wrap=lambda layer: layer # applied to each layer with weights
-)->nn.Sequential: # (B, C, H, W) to the coarse grid, flattened
-    "Two convolutions at each level, the second with stride 2 but at the last level."
+    cfg:BaselineConfig,  # sizes
+    wrap=lambda layer: layer,  # applied to each layer with weights
+) -> nn.Sequential:  # (B, C, H, W) to the coarse grid, flattened
+    "Two convolutions at each level; the second has stride 2, except at the last level."
     layers, c = [], cfg.image_channels
     for level, w in enumerate(cfg.widths):
         last = level == len(cfg.widths) - 1
-        layers += [wrap(nn.Conv2d(c, w, 3, padding=1)), nn.LeakyReLU(.2), wrap(nn.Conv2d(w, w, 3 if last else 4, 1 if last else 2, 1)), nn.LeakyReLU(.2)]
+        second = nn.Conv2d(w, w, 3, padding=1) if last else nn.Conv2d(w, w, 4, stride=2, padding=1)
+        layers += [wrap(nn.Conv2d(c, w, 3, padding=1)), nn.LeakyReLU(.2), wrap(second), nn.LeakyReLU(.2)]
         c = w
     return nn.Sequential(*layers, nn.Flatten())
 
 # %% ../../nbs/models/04_baselines.ipynb #cell-15
 class VAEOutput(NamedTuple):
     "What a forward pass of a `VAE` gives."
-    reconstruction:Tensor # (B, C, H, W)
-    mean:Tensor # (B, latent_dim) of the posterior
-    log_var:Tensor # (B, latent_dim)
+    reconstruction:Tensor  # (B, C, H, W)
+    mean:Tensor  # (B, latent_dim) of the posterior
+    log_var:Tensor  # (B, latent_dim)
 
 class VAE(nn.Module):
     "Convolutional variational autoencoder."
     def __init__(self,
-        cfg:BaselineConfig # sizes
+        cfg:BaselineConfig,  # sizes
     ):
         super().__init__()
         self.cfg = cfg
         self.encoder = nn.Sequential(make_features(cfg), nn.Linear(int(np.prod(cfg.coarse)), 2 * cfg.latent_dim))
         self.generator = make_generator(cfg)
 
-    def forward(self, x, noise): # images (B, C, H, W) in [-1, 1], standard normal (B, latent_dim)
+    def forward(self,
+        x:Tensor,  # images (B, C, H, W) in [-1, 1]
+        noise:Tensor,  # standard normal (B, latent_dim)
+    ) -> VAEOutput:
+        "Encode, draw from the posterior, decode."
         mean, log_var = self.encoder(x).chunk(2, dim=1)
         log_var = log_var.clamp(-20, 20)
         return VAEOutput(self.generator(mean + (log_var / 2).exp() * noise), mean, log_var)
 
 # %% ../../nbs/models/04_baselines.ipynb #cell-16
 def vae_loss(
-    model:nn.Module, # a `VAE`, perhaps wrapped for several devices
-    batch:dict[str, Tensor], # "image": (B, C, H, W) in [-1, 1]
-    draws # of the training step: `draws.randn(latent_dim)`
-)->tuple[Tensor, dict[str, Tensor]]: # scalar loss per pixel; its parts, for the log
+    model:nn.Module,  # a `VAE`, perhaps wrapped for several devices
+    batch:dict[str, Tensor],  # "image": (B, C, H, W) in [-1, 1]
+    draws,  # of the training step: `draws.randn(latent_dim)`
+) -> tuple[Tensor, dict[str, Tensor]]:  # scalar loss per pixel; its parts, for the log
     "Negative evidence bound with the optimal decoder variance (Rybkin et al. 2021, Sec. 3.2), per pixel, up to a constant."
     x = batch["image"].float()
     out = model(x, draws.randn(getattr(model, "module", model).cfg.latent_dim))
@@ -117,26 +132,27 @@ def vae_loss(
 # %% ../../nbs/models/04_baselines.ipynb #cell-21
 class GANOutput(NamedTuple):
     "The discriminator's verdicts (B,) in a training step."
-    real:Tensor # of real images
-    fake:Tensor # of generated images, without gradient for the generator
-    fooled:Tensor # of the same images, without gradient for the discriminator
+    real:Tensor  # of real images
+    fake:Tensor  # of generated images, without gradient for the generator
+    fooled:Tensor  # of the same images, without gradient for the discriminator
 
 class GAN(nn.Module):
     "Generator and spectrally normalised discriminator."
     def __init__(self,
-        cfg:BaselineConfig # sizes
+        cfg:BaselineConfig,  # sizes
     ):
         super().__init__()
         self.cfg = cfg
         self.generator = nn.Sequential(make_generator(cfg), nn.Tanh())
-        self.discriminator = nn.Sequential(make_features(cfg, spectral_norm), spectral_norm(nn.Linear(int(np.prod(cfg.coarse)), 1)), nn.Flatten(0))
+        verdict = spectral_norm(nn.Linear(int(np.prod(cfg.coarse)), 1))
+        self.discriminator = nn.Sequential(make_features(cfg, spectral_norm), verdict, nn.Flatten(0))
 
 # %% ../../nbs/models/04_baselines.ipynb #cell-23
 @patch
 def forward(self:GAN,
-    x:Tensor, # real images (B, C, H, W) in [-1, 1]
-    noise:Tensor # standard normal (B, latent_dim)
-)->GANOutput:
+    x:Tensor,  # real images (B, C, H, W) in [-1, 1]
+    noise:Tensor,  # standard normal (B, latent_dim)
+) -> GANOutput:
     "All that the two losses need."
     fake, weights = self.generator(noise), {n: p.detach() for n, p in self.discriminator.named_parameters()}
     real, seen = self.discriminator(torch.cat([x, fake.detach()])).chunk(2)
@@ -144,10 +160,10 @@ def forward(self:GAN,
 
 # %% ../../nbs/models/04_baselines.ipynb #cell-24
 def gan_loss(
-    model:nn.Module, # a `GAN`, perhaps wrapped for several devices
-    batch:dict[str, Tensor], # "image": (B, C, H, W) in [-1, 1]
-    draws # of the training step: `draws.randn(latent_dim)`
-)->tuple[Tensor, dict[str, Tensor]]: # sum of both losses, each with gradient for its own player only; the parts, for the log
+    model:nn.Module,  # a `GAN`, perhaps wrapped for several devices
+    batch:dict[str, Tensor],  # "image": (B, C, H, W) in [-1, 1]
+    draws,  # of the training step: `draws.randn(latent_dim)`
+) -> tuple[Tensor, dict[str, Tensor]]:  # sum of both losses, each with gradient for its own player only; the parts, for the log
     "Hinge losses of both players (Miyato et al. 2018, Eq. 16-17)."
     out = model(batch["image"], draws.randn(getattr(model, "module", model).cfg.latent_dim))
     d_loss = F.relu(1 - out.real.float()).mean() + F.relu(1 + out.fake.float()).mean()
@@ -157,13 +173,13 @@ def gan_loss(
 # %% ../../nbs/models/04_baselines.ipynb #cell-29
 @torch.no_grad()
 def generate_images(
-    model:VAE|GAN, # trained
-    ids:Sequence[int]|Sequence[str], # identities of the noise, one a sample
-    seed:int|str, # of the noise
-    batch_size:int=256, # samples at a time
-    device:torch.device|str="cpu", # where the model is
-    progress:bool=True # show a bar
-)->np.ndarray: # uint8 (N, C, H, W)
+    model:VAE|GAN,  # trained
+    ids:Sequence[int]|Sequence[str],  # identities of the noise, one per sample
+    seed:int|str,  # of the noise
+    batch_size:int=256,  # samples at a time
+    device:torch.device|str="cpu",  # where the model is
+    progress:bool=True,  # show a bar
+) -> np.ndarray:  # uint8 (N, C, H, W)
     "Images from the noise of the given identities, each a function of seed and identity alone."
     cfg, was_training = model.cfg, model.training
     model.eval()

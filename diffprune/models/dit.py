@@ -12,17 +12,16 @@ from pathlib import Path
 
 import torch
 from fastcore.basics import patch
-from timm.models.vision_transformer import Attention, Mlp, PatchEmbed
 from torch import Tensor, nn
 
 from ..core.checks import read_state_dict
 
 # %% ../../nbs/models/01_dit.ipynb #cell-6
 def timestep_embedding(
-    t:Tensor, # times (B,), any unit; SiT uses [0, 1]
-    dim:int, # length of the embedding, even
-    max_period:float=10_000. # longest wavelength, divided by 2 pi
-)->Tensor: # (B, dim): cosines, then sines
+    t:Tensor,  # times (B,), any unit; SiT uses [0, 1]
+    dim:int,  # length of the embedding, even
+    max_period:float=10_000.,  # longest wavelength, divided by 2 pi
+) -> Tensor:  # (B, dim): cosines, then sines
     "Sinusoids of `t` in at least single precision (Peebles & Xie 2023, as in GLIDE). Raises `ValueError` for an odd `dim`."
     if dim % 2: raise ValueError(f"dim must be even, got {dim}")
     dtype = torch.promote_types(t.dtype, torch.float32)
@@ -34,30 +33,37 @@ def timestep_embedding(
 class TimestepEmbedder(nn.Module):
     "Embed times (B,) as vectors (B, hidden_size)."
     def __init__(self,
-        hidden_size:int, # width of the model
-        frequency_embedding_size:int=256 # number of sinusoids
+        hidden_size:int,  # width of the model
+        frequency_embedding_size:int=256,  # number of sinusoids
     ):
         super().__init__()
         self.frequency_embedding_size = frequency_embedding_size
         self.mlp = nn.Sequential(nn.Linear(frequency_embedding_size, hidden_size), nn.SiLU(),
                                  nn.Linear(hidden_size, hidden_size))
 
-    def forward(self, t):
+    def forward(self,
+        t:Tensor,  # times (B,)
+    ) -> Tensor:  # (B, hidden_size)
+        "The embedding, in the precision of the weights."
         return self.mlp(timestep_embedding(t, self.frequency_embedding_size).to(self.mlp[0].weight.dtype))
 
 # %% ../../nbs/models/01_dit.ipynb #cell-14
 class LabelEmbedder(nn.Module):
     "Embed class labels (B,) as vectors (B, hidden_size); a dropped label becomes the row after the last class."
     def __init__(self,
-        num_classes:int, # number of classes
-        hidden_size:int, # width of the model
-        dropout_prob:float # share of labels that training drops; 0 = the table has no row for "no label"
+        num_classes:int,  # number of classes
+        hidden_size:int,  # width of the model
+        dropout_prob:float,  # share of labels that training drops; 0 = the table has no row for "no label"
     ):
         super().__init__()
         self.num_classes, self.dropout_prob = num_classes, dropout_prob
         self.embedding_table = nn.Embedding(num_classes + (dropout_prob > 0), hidden_size)
 
-    def forward(self, labels, force_drop_ids=None):
+    def forward(self,
+        labels:Tensor,  # (B,) in [0, num_classes)
+        force_drop_ids:Tensor|None=None,  # (B,), nonzero = drop the label
+    ) -> Tensor:  # (B, hidden_size)
+        "Rows of the table. Raises `ValueError` if labels are to be dropped and the table has no row for that."
         if force_drop_ids is not None:
             if not self.dropout_prob > 0:
                 raise ValueError("labels can't be dropped: this model was made with class_dropout_prob=0")
@@ -66,17 +72,17 @@ class LabelEmbedder(nn.Module):
 
 # %% ../../nbs/models/01_dit.ipynb #cell-18
 def label_drop_mask(
-    u:Tensor, # uniform numbers in [0, 1), shape (B,)
-    dropout_prob:float # share to drop
-)->Tensor: # bool (B,), True = drop the label
+    u:Tensor,  # uniform numbers in [0, 1), shape (B,)
+    dropout_prob:float,  # share to drop
+) -> Tensor:  # bool (B,), True = drop the label
     "Which labels to drop, from explicit uniform numbers, for `force_drop_ids`."
     return u < dropout_prob
 
 # %% ../../nbs/models/01_dit.ipynb #cell-22
 def sincos_pos_embed(
-    dim:int, # width of the model, divisible by 4
-    grid_size:int # patches along one side
-)->Tensor: # float64 (grid_size**2, dim), patches row by row
+    dim:int,  # width of the model, divisible by 4
+    grid_size:int,  # patches along one side
+) -> Tensor:  # float64 (grid_size**2, dim), patches row by row
     "Fixed 2-D sine-cosine position table (that of MAE, which DiT uses). Raises `ValueError` if `dim` is not divisible by 4."
     if dim % 4: raise ValueError(f"dim must be divisible by 4, got {dim}")
     omega = 10_000. ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
@@ -88,10 +94,10 @@ def sincos_pos_embed(
 
 # %% ../../nbs/models/01_dit.ipynb #cell-27
 def modulate(
-    x:Tensor, # tokens (B, T, D)
-    shift:Tensor, # (B, D)
-    scale:Tensor # (B, D); 0 leaves `x` as it is
-)->Tensor: # (B, T, D)
+    x:Tensor,  # tokens (B, T, D)
+    shift:Tensor,  # (B, D)
+    scale:Tensor,  # (B, D); 0 leaves `x` as it is
+) -> Tensor:  # (B, T, D)
     "Scale and shift the tokens of each sample: `(1 + scale) * x + shift`."
     return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
 
@@ -101,19 +107,24 @@ def _layer_norm(dim): return nn.LayerNorm(dim, elementwise_affine=False, eps=1e-
 def _gelu(): return nn.GELU(approximate="tanh")
 
 class DiTBlock(nn.Module):
-    "Self-attention and a perceptron, each shifted, scaled and gated by the condition (adaLN-Zero)."
+    "Self-attention and an MLP, each shifted, scaled and gated by the condition (adaLN-Zero)."
     def __init__(self,
-        hidden_size:int, # width of the model
-        num_heads:int, # attention heads
-        mlp_ratio:float=4. # width of the perceptron / width of the model
+        hidden_size:int,  # width of the model
+        num_heads:int,  # attention heads
+        mlp_ratio:float=4.,  # width of the MLP / width of the model
     ):
+        from timm.models.vision_transformer import Attention, Mlp
         super().__init__()
         self.norm1, self.norm2 = _layer_norm(hidden_size), _layer_norm(hidden_size)
         self.attn = Attention(hidden_size, num_heads=num_heads, qkv_bias=True)
         self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio), act_layer=_gelu)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
 
-    def forward(self, x, c):
+    def forward(self,
+        x:Tensor,  # tokens (B, T, D)
+        c:Tensor,  # condition (B, D)
+    ) -> Tensor:  # (B, T, D)
+        "The tokens after both branches."
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.adaLN_modulation(c).chunk(6, dim=1)
         x = x + gate_1.unsqueeze(1) * self.attn(modulate(self.norm1(x), shift_1, scale_1))
         return x + gate_2.unsqueeze(1) * self.mlp(modulate(self.norm2(x), shift_2, scale_2))
@@ -122,24 +133,28 @@ class DiTBlock(nn.Module):
 class FinalLayer(nn.Module):
     "Turn tokens (B, T, D) into the pixels of patches (B, T, p*p*C_out)."
     def __init__(self,
-        hidden_size:int, # width of the model
-        patch_size:int, # p
-        out_channels:int # C_out
+        hidden_size:int,  # width of the model
+        patch_size:int,  # p
+        out_channels:int,  # C_out
     ):
         super().__init__()
         self.norm_final = _layer_norm(hidden_size)
         self.linear = nn.Linear(hidden_size, patch_size**2 * out_channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
 
-    def forward(self, x, c):
+    def forward(self,
+        x:Tensor,  # tokens (B, T, D)
+        c:Tensor,  # condition (B, D)
+    ) -> Tensor:  # (B, T, p*p*C_out)
+        "The pixels of each token's patch, channels last."
         shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
         return self.linear(modulate(self.norm_final(x), shift, scale))
 
 # %% ../../nbs/models/01_dit.ipynb #cell-36
 def unpatchify(
-    tokens:Tensor, # (B, T, p*p*C), T a square number, channels last within a patch
-    patch_size:int # p
-)->Tensor: # (B, C, H, W)
+    tokens:Tensor,  # (B, T, p*p*C), T a square number, channels last within a patch
+    patch_size:int,  # p
+) -> Tensor:  # (B, C, H, W)
     "Lay patches out as an image, row by row. Raises `ValueError` if they can't form a square."
     b, n, d = tokens.shape
     side, channels = math.isqrt(n), d // patch_size**2
@@ -151,19 +166,21 @@ def unpatchify(
 class DiT(nn.Module):
     "Diffusion transformer with the names and shapes of the official repository. Raises `ValueError` for sizes that don't divide."
     def __init__(self,
-        input_size:int=32, # height = width of the latents
-        patch_size:int=2, # p
-        in_channels:int=4, # channels of the latents
-        hidden_size:int=1152, # width D, divisible by 4 and by `num_heads`
-        depth:int=28, # number of blocks
-        num_heads:int=16, # attention heads
-        mlp_ratio:float=4., # width of the perceptrons / D
-        class_dropout_prob:float=.1, # share of labels dropped in training; 0 = no "no label" row
-        num_classes:int=1000, # 0 = unconditional
-        learn_sigma:bool=True, # twice the output channels, as official checkpoints have
+        input_size:int=32,  # height = width of the latents
+        patch_size:int=2,  # p
+        in_channels:int=4,  # channels of the latents
+        hidden_size:int=1152,  # width D, divisible by 4 and by `num_heads`
+        depth:int=28,  # number of blocks
+        num_heads:int=16,  # attention heads
+        mlp_ratio:float=4.,  # width of the MLPs / D
+        class_dropout_prob:float=.1,  # share of labels dropped in training; 0 = no "no label" row
+        num_classes:int=1000,  # 0 = unconditional
+        learn_sigma:bool=True,  # twice the output channels, as official checkpoints have
     ):
+        from timm.models.vision_transformer import PatchEmbed
         super().__init__()
-        for name, a, b in (("input_size", input_size, patch_size), ("hidden_size", hidden_size, num_heads), ("hidden_size", hidden_size, 4)):
+        sizes = (("input_size", input_size, patch_size), ("hidden_size", hidden_size, num_heads), ("hidden_size", hidden_size, 4))
+        for name, a, b in sizes:
             if a % b: raise ValueError(f"{name} must be divisible by {b}, got {a}")
         if not 0 <= class_dropout_prob <= 1: raise ValueError(f"class_dropout_prob must be in [0, 1], got {class_dropout_prob}")
         self.input_size, self.patch_size, self.in_channels = input_size, patch_size, in_channels
@@ -199,14 +216,15 @@ def init_weights(self:DiT):
 # %% ../../nbs/models/01_dit.ipynb #cell-42
 @patch
 def forward(self:DiT,
-    x:Tensor, # noisy latents (B, C, H, W)
-    t:Tensor, # times (B,), in [0, 1] for flow matching: 0 = noise, 1 = data
-    y:Tensor|None=None, # labels (B,); None for an unconditional model
-    force_drop_ids:Tensor|None=None # (B,), nonzero = use "no label" instead of `y`
-)->Tensor: # (B, C_out, H, W), C_out = 2C with `learn_sigma`
+    x:Tensor,  # noisy latents (B, C, H, W)
+    t:Tensor,  # times (B,), in [0, 1] for flow matching: 0 = noise, 1 = data
+    y:Tensor|None=None,  # labels (B,); None for an unconditional model
+    force_drop_ids:Tensor|None=None,  # (B,), nonzero = use "no label" instead of `y`
+) -> Tensor:  # (B, C_out, H, W), C_out = 2C with `learn_sigma`
     "The network's whole output. Raises `ValueError` if labels are given to an unconditional model, or missing in a conditional one."
     if bool(self.num_classes) != (y is not None):
-        raise ValueError("labels y are needed: the model is class-conditional" if y is None else "labels y were given to an unconditional model (num_classes=0)")
+        raise ValueError("labels y are needed: the model is class-conditional" if y is None
+                         else "labels y were given to an unconditional model (num_classes=0)")
     if y is None and force_drop_ids is not None: raise ValueError("force_drop_ids was given to an unconditional model (num_classes=0)")
     x = self.x_embedder(x) + self.pos_embed               # (B, T, D)
     c = self.t_embedder(t)                                # (B, D)
@@ -223,23 +241,23 @@ DIT_MODELS = {f"DiT-{size}/{p}": dict(kw, patch_size=p) for size, kw in _SIZES.i
 
 # %% ../../nbs/models/01_dit.ipynb #cell-48
 def dit_model(
-    name:str, # one of `DIT_MODELS`, such as "DiT-S/2"
-    **kwargs # further arguments of `DiT`; they win over those of the name
-)->DiT:
+    name:str,  # one of `DIT_MODELS`, such as "DiT-S/2"
+    **kwargs,  # further arguments of `DiT`; they win over those of the name
+) -> DiT:
     "The model of that name with freshly drawn weights. Raises `ValueError` for an unknown name."
     if name not in DIT_MODELS: raise ValueError(f"unknown model {name!r}; known: {', '.join(DIT_MODELS)}")
     return DiT(**{**DIT_MODELS[name], **kwargs})
 
 # %% ../../nbs/models/01_dit.ipynb #cell-61
 def infer_config(
-    state:dict[str, Tensor] # state dictionary of a `DiT`, with a square grid of patches
-)->dict: # arguments for `DiT`, but for `num_heads` where the size is not among `DIT_MODELS`
+    state:dict[str, Tensor],  # state dictionary of a `DiT`, with a square grid of patches
+) -> dict:  # arguments for `DiT`, but for `num_heads` where the size is not among `DIT_MODELS`
     "Read the model's sizes off its tensors. A label table is taken to have a row for \"no label\". Raises `ValueError` if it is no DiT."
     try:
         d, c, p, _ = state["x_embedder.proj.weight"].shape
         out, n = state["final_layer.linear.bias"].numel(), state["pos_embed"].shape[1]
         mlp_ratio = state["blocks.0.mlp.fc1.bias"].numel() / d
-    except KeyError as e: raise ValueError(f"not the state dictionary of a DiT: {e} is missing")
+    except KeyError as e: raise ValueError(f"not the state dictionary of a DiT: {e} is missing") from e
     depth = 1 + max(int(k.split(".")[1]) for k in state if k.startswith("blocks."))
     table = state.get("y_embedder.embedding_table.weight")
     cfg = dict(input_size=math.isqrt(n) * p, patch_size=p, in_channels=c, hidden_size=d, depth=depth, mlp_ratio=mlp_ratio,
@@ -249,11 +267,12 @@ def infer_config(
 
 # %% ../../nbs/models/01_dit.ipynb #cell-63
 def load_checkpoint(
-    path:str|Path, # .pt or .safetensors
-    model:DiT|None=None, # model to fill; None = build one from the sizes in the file
-    **kwargs # arguments of `DiT` that win over those read from the file, such as `num_heads`
-)->DiT: # with the weights of the file, every one of them
-    "Load an official DiT or SiT checkpoint, or one of ours. Raises `ValueError` naming the first tensors that are missing, unknown or of another shape."
+    path:str|Path,  # .pt or .safetensors
+    model:DiT|None=None,  # model to fill; None = build one from the sizes in the file
+    **kwargs,  # arguments of `DiT` that win over those read from the file, such as `num_heads`
+) -> DiT:  # with the weights of the file, every one of them
+    """Load an official DiT or SiT checkpoint, or one of ours.
+    Raises `ValueError` naming the first tensors that are missing, unknown or of another shape."""
     state = read_state_dict(path)
     if model is not None and kwargs: raise ValueError(f"either a model or its arguments, not both: {sorted(kwargs)}")
     if model is None:
@@ -262,7 +281,8 @@ def load_checkpoint(
         model = DiT(**cfg)
     own = model.state_dict()
     wrong = [f"{k}: missing" for k in own if k not in state] + [f"{k}: unknown" for k in state if k not in own]
-    wrong += [f"{k}: {tuple(v.shape)} in the file, {tuple(own[k].shape)} in the model" for k, v in state.items() if k in own and v.shape != own[k].shape]
+    wrong += [f"{k}: {tuple(v.shape)} in the file, {tuple(own[k].shape)} in the model"
+              for k, v in state.items() if k in own and v.shape != own[k].shape]
     if wrong: raise ValueError(f"{path} does not fit the model, {len(wrong)} differences: " + "; ".join(wrong[:5]))
     model.load_state_dict(state, strict=True)
     return model

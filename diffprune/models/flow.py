@@ -14,35 +14,34 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchdiffeq import odeint
 from tqdm.auto import tqdm
 
 # %% ../../nbs/models/02_flow.ipynb #cell-6
 def interpolate(
-    x_0:Tensor, # noise (B, ...)
-    x_1:Tensor, # data (B, ...)
-    t:Tensor # times (B,) in [0, 1]
-)->Tensor: # (B, ...), `x_0` at t = 0 and `x_1` at t = 1
+    x_0:Tensor,  # noise (B, ...)
+    x_1:Tensor,  # data (B, ...)
+    t:Tensor,  # times (B,) in [0, 1]
+) -> Tensor:  # (B, ...), `x_0` at t = 0 and `x_1` at t = 1
     "The point at time `t` on the line from noise to data (Lipman et al. 2023, Eq. 22)."
     t = t.view(-1, *[1] * (x_1.ndim - 1)).to(x_1.dtype)
     return (1 - t) * x_0 + t * x_1
 
 # %% ../../nbs/models/02_flow.ipynb #cell-7
 def velocity(
-    x_0:Tensor, # noise (B, ...)
-    x_1:Tensor # data (B, ...)
-)->Tensor: # (B, ...)
+    x_0:Tensor,  # noise (B, ...)
+    x_1:Tensor,  # data (B, ...)
+) -> Tensor:  # (B, ...)
     "The velocity of the line, the same at all times (Lipman et al. 2023, Eq. 23)."
     return x_1 - x_0
 
 # %% ../../nbs/models/02_flow.ipynb #cell-12
 def predict_velocity(
-    model:nn.Module, # called as model(x, t, y, force_drop_ids)
-    x:Tensor, # noisy latents (B, C, H, W)
-    t:Tensor, # times (B,)
-    y:Tensor|None=None, # labels (B,)
-    force_drop_ids:Tensor|None=None # (B,), True = without label
-)->Tensor: # (B, C, H, W)
+    model:nn.Module,  # called as model(x, t, y, force_drop_ids)
+    x:Tensor,  # noisy latents (B, C, H, W)
+    t:Tensor,  # times (B,)
+    y:Tensor|None=None,  # labels (B,)
+    force_drop_ids:Tensor|None=None,  # (B,), True = without label
+) -> Tensor:  # (B, C, H, W)
     "The model's velocity; the second half of twice as many channels is dropped, as SiT does. Raises `ValueError` for any other shape."
     out = model(x, t, y, force_drop_ids)
     if out.shape[1] == 2 * x.shape[1]: out = out[:, :x.shape[1]]
@@ -51,13 +50,13 @@ def predict_velocity(
 
 # %% ../../nbs/models/02_flow.ipynb #cell-16
 def flow_matching_loss(
-    model:nn.Module, # velocity model
-    x_1:Tensor, # data latents (B, C, H, W), unit variance
-    x_0:Tensor, # noise, same shape
-    t:Tensor, # times (B,) in [0, 1]
-    y:Tensor|None=None, # labels (B,)
-    force_drop_ids:Tensor|None=None # (B,), True = without label
-)->Tensor: # (B,), mean square error over C, H, W in single precision or better
+    model:nn.Module,  # velocity model
+    x_1:Tensor,  # data latents (B, C, H, W), unit variance
+    x_0:Tensor,  # noise, same shape
+    t:Tensor,  # times (B,) in [0, 1]
+    y:Tensor|None=None,  # labels (B,)
+    force_drop_ids:Tensor|None=None,  # (B,), True = without label
+) -> Tensor:  # (B,), mean square error over C, H, W in single precision or better
     "The flow-matching loss of each sample (Lipman et al. 2023, Eq. 23)."
     predicted = predict_velocity(model, interpolate(x_0, x_1, t), t, y, force_drop_ids)
     dtype = torch.promote_types(predicted.dtype, torch.float32)
@@ -66,18 +65,19 @@ def flow_matching_loss(
 # %% ../../nbs/models/02_flow.ipynb #cell-21
 def _noise_key(seed, id):
     "128 bits from `seed` and `id`; the length of the seed's text keeps (1, '12') apart from (11, '2')."
-    if not (isinstance(id, (int, np.integer, str)) and not isinstance(id, bool)): raise ValueError(f"an id must be an integer or a string, got {id!r}")
+    if not isinstance(id, (int, np.integer, str)) or isinstance(id, bool):
+        raise ValueError(f"an id must be an integer or a string, got {id!r}")
     text = f"{len(str(seed))}:{seed}:{id}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little")
 
 # %% ../../nbs/models/02_flow.ipynb #cell-22
 def sample_noise(
-    ids:Sequence[int]|Sequence[str], # one identity a row: list, array or tensor; 7 and "7" are the same
-    shape:tuple[int, ...], # shape of a row, such as (C, H, W)
-    seed:int|str, # another seed gives other noise
-    device:torch.device|str="cpu", # where the result goes; the numbers don't depend on it
-    dtype:torch.dtype=torch.float32 # the numbers are drawn in float32 and then converted
-)->Tensor: # (len(ids), *shape), standard normal
+    ids:Sequence[int]|Sequence[str],  # one identity per row: list, array or tensor; 7 and "7" are the same
+    shape:tuple[int, ...],  # shape of a row, such as (C, H, W)
+    seed:int|str,  # another seed gives other noise
+    device:torch.device|str="cpu",  # where the result goes; the numbers don't depend on it
+    dtype:torch.dtype=torch.float32,  # the numbers are drawn in float32 and then converted
+) -> Tensor:  # (len(ids), *shape), standard normal
     "Standard normal noise, each row a function of `(seed, id)` alone. Raises `ValueError` for ids that are neither integers nor strings."
     ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
     out = np.empty((len(ids), *shape), dtype=np.float32)
@@ -87,15 +87,16 @@ def sample_noise(
 
 # %% ../../nbs/models/02_flow.ipynb #cell-30
 def guided_velocity(
-    model:nn.Module, # velocity model
-    x:Tensor, # noisy latents (B, C, H, W)
-    t:Tensor, # times (B,)
-    y:Tensor|None=None, # labels (B,); None for an unconditional model
-    cfg_scale:float=1., # s: 1 = no guidance, 0 = unconditional
-    channels:int|None=None # how many channels to guide; None = all, 3 = as the official code
-)->Tensor: # (B, C, H, W)
+    model:nn.Module,  # velocity model
+    x:Tensor,  # noisy latents (B, C, H, W)
+    t:Tensor,  # times (B,)
+    y:Tensor|None=None,  # labels (B,); None for an unconditional model
+    cfg_scale:float=1.,  # s: 1 = no guidance, 0 = unconditional
+    channels:int|None=None,  # how many channels to guide; None = all, 3 = as the official code
+) -> Tensor:  # (B, C, H, W)
     "Velocity with classifier-free guidance (Ho & Salimans 2022, Eq. 6). Raises `ValueError` for guidance without labels."
-    if channels is not None and not 1 <= channels <= x.shape[1]: raise ValueError(f"channels must be in [1, {x.shape[1]}] or None, got {channels}")
+    if channels is not None and not 1 <= channels <= x.shape[1]:
+        raise ValueError(f"channels must be in [1, {x.shape[1]}] or None, got {channels}")
     if cfg_scale == 1: return predict_velocity(model, x, t, y)
     if y is None: raise ValueError(f"cfg_scale={cfg_scale} needs labels: an unconditional model can only be sampled with cfg_scale=1")
     drop = torch.arange(2 * len(x), device=x.device) >= len(x)
@@ -116,30 +117,33 @@ def _solver_options(method, n_steps, rtol, atol):
     if rtol is not None or atol is not None: raise ValueError(f"rtol and atol are for dopri5; the accuracy of {method} is set by n_steps")
     n_steps = 50 if n_steps is None else n_steps
     if n_steps < 1: raise ValueError(f"n_steps must be at least 1, got {n_steps}")
-    return dict(options=dict(grid_constructor=lambda f, x, ends: torch.linspace(0, 1, n_steps + 1, dtype=ends.dtype, device=ends.device)))
+    grid = lambda f, x, ends: torch.linspace(0, 1, n_steps + 1, dtype=ends.dtype, device=ends.device)
+    return dict(options=dict(grid_constructor=grid))
 
 # %% ../../nbs/models/02_flow.ipynb #cell-35
 @torch.no_grad()
 def sample_ode(
-    model:nn.Module, # velocity model, on the device of `x_0`
-    x_0:Tensor, # noise (B, C, H, W)
-    y:Tensor|None=None, # labels (B,); None for an unconditional model
-    method:str="euler", # "euler", "heun" or "dopri5"
-    n_steps:int|None=None, # equal steps of euler and heun, 50 if None
-    cfg_scale:float=1., # guidance scale, 1 = none
-    channels:int|None=None, # channels to guide, None = all
-    rtol:float|None=None, # relative tolerance of dopri5, 1e-5 if None
-    atol:float|None=None # absolute tolerance of dopri5, 1e-5 if None
-)->Tensor: # (B, C, H, W), samples at t = 1
-    "Carry noise to data along the model's velocity. Only the current state is kept. Raises `ValueError` for an unknown method or a setting it does not use."
+    model:nn.Module,  # velocity model, on the device of `x_0`
+    x_0:Tensor,  # noise (B, C, H, W)
+    y:Tensor|None=None,  # labels (B,); None for an unconditional model
+    method:str="euler",  # "euler", "heun" or "dopri5"
+    n_steps:int|None=None,  # equal steps of euler and heun, 50 if None
+    cfg_scale:float=1.,  # guidance scale, 1 = none
+    channels:int|None=None,  # channels to guide, None = all
+    rtol:float|None=None,  # relative tolerance of dopri5, 1e-5 if None
+    atol:float|None=None,  # absolute tolerance of dopri5, 1e-5 if None
+) -> Tensor:  # (B, C, H, W), samples at t = 1
+    """Carry noise to data along the model's velocity; only the current state is kept.
+    Raises `ValueError` for an unknown method, or for a setting that the method does not use."""
+    from torchdiffeq import odeint
     def field(t, x): return guided_velocity(model, x, t.to(x.dtype).expand(len(x)), y, cfg_scale, channels).to(x.dtype)
     ends = torch.tensor([0., 1.], dtype=x_0.dtype, device=x_0.device)
     return odeint(field, x_0, ends, method=SOLVERS.get(method), **_solver_options(method, n_steps, rtol, atol))[-1]
 
-# %% ../../nbs/models/02_flow.ipynb #cell-5
+# %% ../../nbs/models/02_flow.ipynb #553f2dc7
 @dataclass(frozen=True)
 class SampleConfig:
-    "How images are generated from a trained model."
+    "How images are generated from a trained model, for `sample_latents`."
     n_samples:int = 4096  # images
     method:str = "euler"  # ODE solver: "euler", "heun" or "dopri5"
     n_steps:int|None = 50  # of euler and heun
@@ -150,16 +154,16 @@ class SampleConfig:
 
 # %% ../../nbs/models/02_flow.ipynb #cell-48
 def sample_latents(
-    model:nn.Module, # velocity model
-    ids:Sequence[int]|Sequence[str], # identities of the noise, one a sample
-    shape:tuple[int, int, int], # (C, H, W)
-    seed:int|str, # seed of the noise
-    y:Tensor|None=None, # labels (N,)
-    batch_size:int=256, # samples at a time
-    device:torch.device|str="cpu", # where the model is
-    progress:bool=True, # show a bar
-    **solver # `method`, `n_steps`, `cfg_scale`, `channels`, `rtol`, `atol` of `sample_ode`
-)->Tensor: # float32 (N, C, H, W), on the CPU
+    model:nn.Module,  # velocity model
+    ids:Sequence[int]|Sequence[str],  # identities of the noise, one per sample
+    shape:tuple[int, int, int],  # (C, H, W)
+    seed:int|str,  # seed of the noise
+    y:Tensor|None=None,  # labels (N,)
+    batch_size:int=256,  # samples at a time
+    device:torch.device|str="cpu",  # where the model is
+    progress:bool=True,  # show a bar
+    **solver,  # `method`, `n_steps`, `cfg_scale`, `channels`, `rtol`, `atol` of `sample_ode`
+) -> Tensor:  # float32 (N, C, H, W), on the CPU
     "Samples from the noise of the given identities. Raises `ValueError` if there are not as many labels as identities."
     if y is not None and len(y) != len(ids): raise ValueError(f"{len(ids)} ids but {len(y)} labels")
     out = torch.empty(len(ids), *shape)

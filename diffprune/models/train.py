@@ -18,9 +18,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list
 from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -29,6 +26,8 @@ from tqdm.auto import tqdm
 
 from ..core.parallel import ONE_PROCESS
 from ..core.store import file_digest, load_json, save_json, temporary_path
+from .dit import label_drop_mask
+from .flow import flow_matching_loss
 
 # %% ../../nbs/models/03_train.ipynb #cell-3
 log = logging.getLogger("diffprune.models.train")
@@ -84,13 +83,17 @@ class Batches:
         if n < 1: raise ValueError("the training set is empty; keep at least one sample")
         self.n, self.batch_size, self.seed, self._epoch = n, batch_size, seed, (None, None)
 
-    def permutation(self, epoch:int) -> np.ndarray:
+    def permutation(self,
+        epoch:int,  # from 0
+    ) -> np.ndarray:  # (n,)
         "The order of the samples in an epoch."
         if self._epoch[0] != epoch:
             self._epoch = epoch, np.random.default_rng(step_seed(self.seed, _EPOCH, epoch)).permutation(self.n)
         return self._epoch[1]
 
-    def __getitem__(self, step:int) -> np.ndarray:  # (batch_size,)
+    def __getitem__(self,
+        step:int,  # from 0
+    ) -> np.ndarray:  # (batch_size,)
         "The indices of batch number `step`."
         at, pieces = step*self.batch_size, []
         while (need := (step + 1)*self.batch_size - at) > 0:
@@ -101,7 +104,8 @@ class Batches:
 
 # %% ../../nbs/models/03_train.ipynb #cell-14
 class Draws:
-    "Random numbers of one training step. They are drawn for the whole batch and each process takes its rows, so the number of processes does not change them."
+    """Random numbers of one training step. They are drawn for the whole batch, of which each process takes its rows,
+    so the number of processes does not change them."""
     def __init__(self,
         seed:int,  # of the run
         step:int,  # of the training
@@ -113,19 +117,23 @@ class Draws:
         self.n, self.rows, self.device = batch_size, slice(rank, None, world), device
         self.generator = torch.Generator().manual_seed(step_seed(seed, _DRAWS, step))
 
-    def randn(self, *tail:int) -> Tensor:  # (B / world, *tail)
-        "Standard normal numbers, one row a sample."
+    def randn(self,
+        *tail:int,  # shape of a row
+    ) -> Tensor:  # (B / world, *tail)
+        "Standard normal numbers, one row per sample."
         return torch.randn(self.n, *tail, generator=self.generator)[self.rows].to(self.device)
 
-    def rand(self, *tail:int) -> Tensor:  # (B / world, *tail)
-        "Uniform numbers in [0, 1), one row a sample."
+    def rand(self,
+        *tail:int,  # shape of a row
+    ) -> Tensor:  # (B / world, *tail)
+        "Uniform numbers in [0, 1), one row per sample."
         return torch.rand(self.n, *tail, generator=self.generator)[self.rows].to(self.device)
 
 # %% ../../nbs/models/03_train.ipynb #cell-18
 def learning_rate(
-    cfg:TrainConfig,
+    cfg:TrainConfig,  # with `lr`, `warmup`, `schedule` and `steps`
     step:int,  # from 0
-) -> float:
+) -> float:  # of the optimiser
     "Learning rate at a step: linear warm-up, then constant or a half cosine that ends at zero."
     if step < cfg.warmup: return cfg.lr*(step + 1)/cfg.warmup
     if cfg.schedule == "constant": return cfg.lr
@@ -135,9 +143,13 @@ def learning_rate(
 def make_accelerator(
     precision:str="no",  # "no", "bf16" or "fp16"
     device=None,  # "cpu" to stay off the GPU; by default what accelerate finds
-) -> Accelerator:
-    "An `accelerate.Accelerator`; under `torchrun` or `accelerate launch` it spans all processes. Models of one process may differ in precision."
-    if ONE_PROCESS.get(): raise RuntimeError("training takes all processes, but here the others wait for the first one; give the stage parallel=True")
+):  # an `accelerate.Accelerator`
+    """How a training run reaches devices and processes: under `torchrun` or `accelerate launch` it spans all processes.
+    Models of one process may differ in precision. Raises `RuntimeError` where one process works for all."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    if ONE_PROCESS.get():
+        raise RuntimeError("training takes all processes, but here the others wait for the first one; give the stage parallel=True")
     if AcceleratorState._shared_state and AcceleratorState._shared_state.get("_mixed_precision") != precision:
         AcceleratorState._reset_state()
     many_cpus = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()  # accelerate wants to be told
@@ -153,7 +165,7 @@ class Trainer:
         model:nn.Module,  # trained in place
         loss_fn,  # loss_fn(model, batch, draws) -> (scalar loss, dict of numbers to log)
         data:dict,  # name -> array or tensor (n, …), all of the same length
-        cfg:TrainConfig,
+        cfg:TrainConfig,  # settings of the loop
         workdir=None,  # folder of checkpoints; None keeps none
         device=None,  # "cpu", or None for what accelerate finds
         on_step=None,  # called as on_step(trainer) after each step; `trainer.step` counts finished steps
@@ -161,7 +173,8 @@ class Trainer:
         lengths = {name: len(values) for name, values in data.items()}
         if len(set(lengths.values())) != 1: raise ValueError(f"the training arrays differ in length: {lengths}")
         self.accelerator = make_accelerator(cfg.precision, device)
-        if cfg.precision == "fp16" and self.device.type == "cpu": raise ValueError("precision 'fp16' needs a GPU; on a CPU use 'bf16' or 'no'")
+        if cfg.precision == "fp16" and self.device.type == "cpu":
+            raise ValueError("precision 'fp16' needs a GPU; on a CPU use 'bf16' or 'no'")
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.loss_fn, self.data, self.cfg, self.on_step = loss_fn, data, cfg, on_step
         self.workdir, self.step, self.log = Path(workdir) if workdir else None, 0, []
@@ -344,6 +357,7 @@ def fit(self:Trainer,
     progress:bool=True,  # show a progress bar
 ) -> pd.DataFrame:  # the log: step, images, lr, loss, grad_norm, …
     "Train to `cfg.steps`. Raises `NotFiniteError` on NaN, with the last good checkpoint kept."
+    from accelerate.utils import broadcast_object_list
     found = self.latest() if resume and self.accelerator.is_main_process else None
     found = broadcast_object_list([found and str(found)])[0]  # what the first process sees
     if found: self.load(Path(found))
@@ -384,10 +398,6 @@ def seeded(
     with torch.random.fork_rng():
         torch.manual_seed(step_seed(seed, _WEIGHTS))
         yield
-
-# %% ../../nbs/models/03_train.ipynb #cell-55
-from .dit import label_drop_mask
-from .flow import flow_matching_loss
 
 # %% ../../nbs/models/03_train.ipynb #cell-56
 def diffusion_loss(

@@ -20,15 +20,14 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from vector_quantize_pytorch import VectorQuantize
 
 from ..core.checks import to_uint8
 from ..core.store import create_array
 
 # %% ../../nbs/models/00_vqvae.ipynb #cell-6
 def to_float(
-    images:np.ndarray|Tensor # uint8 (N, 3, H, W)
-)->Tensor: # float32 in [-1, 1], same shape
+    images:np.ndarray|Tensor,  # uint8 (N, 3, H, W)
+) -> Tensor:  # float32 in [-1, 1], same shape
     "Bytes to the models' range: 0 becomes -1 and 255 becomes 1."
     return torch.as_tensor(images).float() / 127.5 - 1
 
@@ -36,26 +35,29 @@ def to_float(
 @dataclass(frozen=True)
 class VQVAEConfig:
     "Sizes and constants of a `VQVAE`. Raises `ValueError` for values that make no model."
-    image_channels:int=3
-    base_channels:int=64 # channels at full resolution, times `channel_mult[0]`
-    channel_mult:tuple[int, ...]=(1, 2, 2, 4) # a level each; the image is halved between levels
-    n_res_blocks:int=2 # residual blocks a level
-    latent_channels:int=4 # C, length of a code
-    codebook_size:int=4096 # K
-    commitment_weight:float=.25 # beta
-    ema_decay:float=.99 # gamma
-    dead_code_threshold:float=1. # codes chosen fewer times a batch than this (running mean) are revived; 0 = never
+    image_channels:int=3  # of the images, 3 for RGB
+    base_channels:int=64  # channels at full resolution, times `channel_mult[0]`
+    channel_mult:tuple[int, ...]=(1, 2, 2, 4)  # one entry per level; the image is halved between levels
+    n_res_blocks:int=2  # residual blocks per level
+    latent_channels:int=4  # C, length of a code
+    codebook_size:int=4096  # K
+    commitment_weight:float=.25  # beta
+    ema_decay:float=.99  # gamma
+    dead_code_threshold:float=1.  # codes chosen fewer times per batch than this (running mean) are revived; 0 = never
 
     def __post_init__(self):
         object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
         sizes = (self.image_channels, self.base_channels, self.latent_channels, self.n_res_blocks, *self.channel_mult)
-        if min(sizes) < 1 or not self.channel_mult: raise ValueError(f"channels, channel_mult and n_res_blocks must be at least 1, got {self}")
+        if min(sizes) < 1 or not self.channel_mult:
+            raise ValueError(f"channels, channel_mult and n_res_blocks must be at least 1, got {self}")
         if self.codebook_size < 2: raise ValueError(f"codebook_size must be at least 2, got {self.codebook_size}")
         if not 0 < self.ema_decay < 1: raise ValueError(f"ema_decay must be in (0, 1), got {self.ema_decay}")
         if self.dead_code_threshold < 0: raise ValueError(f"dead_code_threshold must not be negative, got {self.dead_code_threshold}")
 
     @property
-    def downsample(self): return 2 ** (len(self.channel_mult) - 1)
+    def downsample(self) -> int:
+        "Image height / latent height."
+        return 2 ** (len(self.channel_mult) - 1)
 
 # %% ../../nbs/models/00_vqvae.ipynb #cell-12
 VQVAE_CONFIGS = {
@@ -71,20 +73,24 @@ def _norm(channels): return nn.GroupNorm(math.gcd(8, channels), channels)
 class ResBlock(nn.Module):
     "Two normalised 3 x 3 convolutions, added to their input."
     def __init__(self,
-        c_in:int, # input channels
-        c_out:int # output channels
+        c_in:int,  # input channels
+        c_out:int,  # output channels
     ):
         super().__init__()
         self.body = nn.Sequential(_norm(c_in), nn.SiLU(), nn.Conv2d(c_in, c_out, 3, padding=1),
                                   _norm(c_out), nn.SiLU(), nn.Conv2d(c_out, c_out, 3, padding=1))
         self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
 
-    def forward(self, x): return self.skip(x) + self.body(x)
+    def forward(self,
+        x:Tensor,  # (B, c_in, H, W)
+    ) -> Tensor:  # (B, c_out, H, W)
+        "The shortcut plus what the two convolutions add."
+        return self.skip(x) + self.body(x)
 
 # %% ../../nbs/models/00_vqvae.ipynb #cell-17
 def make_encoder(
-    cfg:VQVAEConfig
-)->nn.Sequential: # images (B, 3, H, W) to vectors (B, C, h, w)
+    cfg:VQVAEConfig,  # sizes
+) -> nn.Sequential:  # images (B, 3, H, W) to vectors (B, C, h, w)
     "Residual blocks, with a strided convolution between levels."
     widths = [cfg.base_channels * m for m in cfg.channel_mult]
     layers = [nn.Conv2d(cfg.image_channels, widths[0], 3, padding=1)]
@@ -95,8 +101,8 @@ def make_encoder(
 
 # %% ../../nbs/models/00_vqvae.ipynb #cell-18
 def make_decoder(
-    cfg:VQVAEConfig
-)->nn.Sequential: # vectors (B, C, h, w) to images (B, 3, H, W)
+    cfg:VQVAEConfig,  # sizes
+) -> nn.Sequential:  # vectors (B, C, h, w) to images (B, 3, H, W)
     "The encoder's mirror image: nearest-neighbour doubling and a convolution between levels."
     widths = [cfg.base_channels * m for m in reversed(cfg.channel_mult)]
     layers = [nn.Conv2d(cfg.latent_channels, widths[0], 3, padding=1)]
@@ -127,31 +133,35 @@ def _whole_batch(x):
 class VQVAE(nn.Module):
     "Convolutional autoencoder with a vector quantiser between its halves."
     def __init__(self,
-        cfg:VQVAEConfig # sizes and constants
+        cfg:VQVAEConfig,  # sizes and constants
     ):
+        from vector_quantize_pytorch import VectorQuantize
         super().__init__()
         self.cfg, self.encoder, self.decoder = cfg, make_encoder(cfg), make_decoder(cfg)
         self.vq = VectorQuantize(cfg.latent_channels, cfg.codebook_size, decay=cfg.ema_decay, kmeans_init=True, rotation_trick=False,
-                                 threshold_ema_dead_code=cfg.dead_code_threshold, accept_image_fmap=True, commitment_weight=0., sync_codebook=False)
+                                 threshold_ema_dead_code=cfg.dead_code_threshold, accept_image_fmap=True, commitment_weight=0.,
+                                 sync_codebook=False)
         self.vq._codebook.all_reduce_fn, self.vq._codebook.has_dead_code_replacement = _add_up, False  # see `_update_codebook`
         self.register_buffer("n_updates", torch.zeros((), dtype=torch.long))
 
     @property
-    def codebook(self): return self.vq.codebook
+    def codebook(self) -> Tensor:
+        "The codes $e_k$, (K, C)."
+        return self.vq.codebook
 
 # %% ../../nbs/models/00_vqvae.ipynb #cell-26
 @patch
 def encode(self:VQVAE,
-    x:Tensor # images (B, 3, H, W) in [-1, 1]
-)->Tensor: # (B, C, h, w), before quantisation
+    x:Tensor,  # images (B, 3, H, W) in [-1, 1]
+) -> Tensor:  # (B, C, h, w), before quantisation
     "The latents of images. Raises `ValueError` if height or width is not divisible by the downsampling factor."
     f = self.cfg.downsample
-    if x.shape[-2] % f or x.shape[-1] % f: raise ValueError(f"image height and width must be divisible by {f}, got {tuple(x.shape[-2:])}")
+    if x.shape[-2] % f or x.shape[-1] % f:
+        raise ValueError(f"image height and width must be divisible by {f}, got {tuple(x.shape[-2:])}")
     return self.encoder(x)
 
 # %% ../../nbs/models/00_vqvae.ipynb #cell-28
 @patch
-@torch.compiler.disable
 def _update_codebook(self:VQVAE, z):
     "Quantise with straight-through gradient and update the codebook, reproducibly and the same in all processes."
     devices, codebook = [z.device] if z.device.type == "cuda" else [], self.vq._codebook
@@ -177,8 +187,8 @@ def _nearest_code(self:VQVAE, z):
 # %% ../../nbs/models/00_vqvae.ipynb #cell-31
 @patch
 def quantize(self:VQVAE,
-    z:Tensor # (B, C, h, w)
-)->tuple[Tensor, Tensor, Tensor]: # codes (B, C, h, w), indices (B, h, w), commitment loss (scalar, unweighted)
+    z:Tensor,  # (B, C, h, w)
+) -> tuple[Tensor, Tensor, Tensor]:  # codes (B, C, h, w), indices (B, h, w), commitment loss (scalar, unweighted)
     "Replace every vector by its code. In training mode this also updates the codebook; in evaluation mode nothing changes."
     z_q, indices = self._update_codebook(z) if self.training else self._nearest_code(z)
     return z_q, indices, F.mse_loss(z.float(), z_q.detach())
@@ -186,32 +196,41 @@ def quantize(self:VQVAE,
 # %% ../../nbs/models/00_vqvae.ipynb #cell-32
 @patch
 def decode(self:VQVAE,
-    z:Tensor, # (B, C, h, w): what `encode` gives, or samples of the diffusion model
-    quantize:bool=True # go through the codebook, which the decoder has been trained for
-)->Tensor: # (B, 3, H, W), nominally in [-1, 1]
+    z:Tensor,  # (B, C, h, w): what `encode` gives, or samples of the diffusion model
+    quantize:bool=True,  # go through the codebook, which the decoder has been trained for
+) -> Tensor:  # (B, 3, H, W), nominally in [-1, 1]
     "Images of latents. Never updates the codebook."
     return self.decoder(self._nearest_code(z)[0].to(z.dtype) if quantize else z)
 
 # %% ../../nbs/models/00_vqvae.ipynb #cell-33
 class VQVAEOutput(NamedTuple):
     "What a forward pass gives."
-    reconstruction:Tensor # (B, 3, H, W)
-    indices:Tensor # (B, h, w), which code at each place
-    commitment_loss:Tensor # scalar, unweighted
+    reconstruction:Tensor  # (B, 3, H, W)
+    indices:Tensor  # (B, h, w), which code at each place
+    commitment_loss:Tensor  # scalar, unweighted
 
 @patch
 def forward(self:VQVAE,
-    x:Tensor # images (B, 3, H, W) in [-1, 1]
-)->VQVAEOutput:
+    x:Tensor,  # images (B, 3, H, W) in [-1, 1]
+) -> VQVAEOutput:
     "Encode, quantise, decode."
     z_q, indices, commitment = self.quantize(self.encode(x))
     return VQVAEOutput(self.decoder(z_q), indices, commitment)
 
+# %% ../../nbs/models/00_vqvae.ipynb #adcb9043
+@patch
+def compile(self:VQVAE,
+    **kwargs,  # of `torch.compile`
+):
+    "Compile encoder and decoder in place; the quantiser stays as it is."
+    self.encoder.compile(**kwargs)
+    self.decoder.compile(**kwargs)
+
 # %% ../../nbs/models/00_vqvae.ipynb #cell-35
 def perplexity(
-    indices:Tensor, # integers in [0, codebook_size), any shape
-    codebook_size:int # K
-)->Tensor: # scalar in [1, K]
+    indices:Tensor,  # integers in [0, codebook_size), any shape
+    codebook_size:int,  # K
+) -> Tensor:  # scalar in [1, K]
     "Effective number of codes in use."
     return _effective_number(torch.bincount(indices.flatten(), minlength=codebook_size))
 
@@ -219,10 +238,10 @@ def _effective_number(counts): return torch.special.entr(counts.float() / counts
 
 # %% ../../nbs/models/00_vqvae.ipynb #cell-38
 def vqvae_loss(
-    model:nn.Module, # a `VQVAE`, perhaps wrapped for several devices
-    batch:dict[str, Tensor], # "image": (B, 3, H, W) in [-1, 1]
-    draws=None # randomness of the training loop; not needed
-)->tuple[Tensor, dict[str, Tensor]]: # scalar loss; its parts and the batch's perplexity, for the log
+    model:nn.Module,  # a `VQVAE`, perhaps wrapped for several devices
+    batch:dict[str, Tensor],  # "image": (B, 3, H, W) in [-1, 1]
+    draws=None,  # randomness of the training loop; not needed
+) -> tuple[Tensor, dict[str, Tensor]]:  # scalar loss; its parts and the batch's perplexity, for the log
     "Reconstruction error plus weighted commitment loss (van den Oord et al. 2017, Eq. 3)."
     out, cfg = model(batch["image"]), getattr(model, "module", model).cfg
     reconstruction = F.mse_loss(out.reconstruction.float(), batch["image"].float())
@@ -234,13 +253,13 @@ def vqvae_loss(
 # %% ../../nbs/models/00_vqvae.ipynb #cell-55
 @torch.no_grad()
 def encode_images(
-    model:VQVAE, # trained autoencoder
-    images:np.ndarray, # uint8 (N, 3, H, W), may be memory-mapped
-    out:str|Path, # .npy file to write
-    batch_size:int=64, # images at a time
-    device:torch.device|str="cpu", # where the model is
-    progress:bool=True # show a bar
-)->np.memmap: # float32 (N, C, h, w), read-only
+    model:VQVAE,  # trained autoencoder
+    images:np.ndarray,  # uint8 (N, 3, H, W), may be memory-mapped
+    out:str|Path,  # .npy file to write
+    batch_size:int=64,  # images at a time
+    device:torch.device|str="cpu",  # where the model is
+    progress:bool=True,  # show a bar
+) -> np.memmap:  # float32 (N, C, h, w), read-only
     "Latents of all images (before quantisation), in evaluation mode, on disk."
     out, was_training, n = Path(out), model.training, len(images)
     part, f = out.with_name(f".{out.name}.{os.getpid()}.part"), model.cfg.downsample
@@ -260,13 +279,13 @@ def encode_images(
 # %% ../../nbs/models/00_vqvae.ipynb #cell-59
 @torch.no_grad()
 def decode_latents(
-    model:VQVAE, # trained autoencoder
-    latents:np.ndarray|Tensor, # (N, C, h, w), not normalised
-    batch_size:int=64, # images at a time
-    device:torch.device|str="cpu", # where the model is
-    progress:bool=True, # show a bar
-    quantize:bool=True # go through the codebook
-)->np.ndarray: # uint8 (N, 3, H, W)
+    model:VQVAE,  # trained autoencoder
+    latents:np.ndarray|Tensor,  # (N, C, h, w), not normalised
+    batch_size:int=64,  # images at a time
+    device:torch.device|str="cpu",  # where the model is
+    progress:bool=True,  # show a bar
+    quantize:bool=True,  # go through the codebook
+) -> np.ndarray:  # uint8 (N, 3, H, W)
     "Images of latents, as bytes."
     was_training = model.training
     model.eval()
@@ -280,8 +299,8 @@ def decode_latents(
 @dataclass(frozen=True)
 class LatentNorm:
     "Mean and standard deviation of each latent channel; `dataclasses.asdict` gives JSON."
-    mean:tuple[float, ...] # (C,)
-    std:tuple[float, ...] # (C,), positive
+    mean:tuple[float, ...]  # (C,)
+    std:tuple[float, ...]  # (C,), positive
 
     def __post_init__(self):
         if len(self.mean) != len(self.std): raise ValueError(f"mean and std differ in length: {len(self.mean)} and {len(self.std)}")
@@ -297,24 +316,24 @@ def _per_channel(values, like):
 
 @patch
 def normalize(self:LatentNorm,
-    z:Tensor|np.ndarray # latents (N, C, h, w)
-)->Tensor|np.ndarray: # the same kind and type
+    z:Tensor|np.ndarray,  # latents (N, C, h, w)
+) -> Tensor|np.ndarray:  # the same kind and type
     "Zero mean and unit variance in every channel."
     return (z - _per_channel(self.mean, z)) / _per_channel(self.std, z)
 
 @patch
 def denormalize(self:LatentNorm,
-    z:Tensor|np.ndarray # normalised latents (N, C, h, w)
-)->Tensor|np.ndarray: # the same kind and type
+    z:Tensor|np.ndarray,  # normalised latents (N, C, h, w)
+) -> Tensor|np.ndarray:  # the same kind and type
     "Undo `normalize`."
     return z * _per_channel(self.std, z) + _per_channel(self.mean, z)
 
 # %% ../../nbs/models/00_vqvae.ipynb #cell-66
 @patch(cls_method=True)
 def fit(cls:LatentNorm,
-    latents:np.ndarray, # (N, C, h, w), may be memory-mapped
-    batch_size:int=1024 # read at a time
-)->LatentNorm:
+    latents:np.ndarray,  # (N, C, h, w), may be memory-mapped
+    batch_size:int=1024,  # read at a time
+) -> LatentNorm:
     "Mean and standard deviation over all samples and places. Raises `ValueError` for no samples, a constant channel, NaN or infinity."
     if not len(latents): raise ValueError("no latents to fit a LatentNorm to")
     count, total, squares = 0, 0., 0.
