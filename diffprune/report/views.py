@@ -62,11 +62,12 @@ def check_classes(
 ):
     "Raises `ValueError` for models that are not class-conditional, or a class that the data set does not have."
     if not study.pipeline.preset.conditional:
-        a = study.arguments
-        raise ValueError(f"samples of a class need a class-conditional model: preset {a['preset']!r} has conditional=False for {a['dataset']!r}")
+        dataset, preset = study.arguments["dataset"], study.arguments["preset"]
+        raise ValueError(f"samples of a class need a class-conditional model: preset {preset!r} has conditional=False for {dataset!r}")
     known = [str(name) for name in study.classes]
+    some = ", ".join([*known[:20], "…"] if len(known) > 20 else known)
     for name in wanted or []:
-        if str(name) not in known: raise ValueError(f"unknown class {name!r}; the classes are {', '.join(known[:20])}{', …' if len(known) > 20 else ''}")
+        if str(name) not in known: raise ValueError(f"unknown class {name!r}; the classes are {some}")
 
 def class_noises(
     classes,  # class of each generated image (n,), as `Study.labels` gives them
@@ -97,7 +98,7 @@ def closest_to_training(
     n:int=10,  # images, closest first
     k:int=2,  # nearest training images of each
 ):  # matplotlib figure
-    "The generated images that come nearest to the images that their model was trained on, in the features of the memorization test."
+    "The generated images nearest to what their model was trained on, in the features of the memorization test."
     backbone, kept = study.pipeline.memorization_backbone, study.kept(run)
     found = nearest(study.features(run, backbone), np.asarray(study.real_features(backbone)[kept]), k=min(k, len(kept)))
     return show_nearest(np.asarray(study.images(run)), np.asarray(study.real_images()[kept]), found, n)
@@ -109,7 +110,8 @@ def balanced_ratio(
 ) -> float:  # 1 - s k / N
     "The pruning ratio at which all clusters keep as many samples as the smallest has. Raises `ValueError` if a cluster is empty."
     sizes = np.bincount(labels, minlength=n_clusters or 0)
-    if not sizes.min(): raise ValueError(f"{(sizes == 0).sum()} of {len(sizes)} clusters are empty, so balanced sampling would keep nothing")
+    empty = (sizes == 0).sum()
+    if empty: raise ValueError(f"{empty} of {len(sizes)} clusters are empty, so balanced sampling would keep nothing")
     return float(1 - sizes.min()*len(sizes)/len(labels))
 
 # %% ../../nbs/report/03_views.ipynb #cell-24
@@ -127,7 +129,7 @@ def balance_studies(
 ) -> dict:  # seed -> Study
     "Proportional, balanced and random pruning at equal size. Raises `ValueError` for several pruning ratios."
     ratios, found = study.arguments["ratios"], {}
-    if len(ratios) > 1: raise ValueError(f"balance is looked at with one pruning ratio, or what the smallest cluster allows, not with {ratios}")
+    if len(ratios) > 1: raise ValueError(f"balance needs one pruning ratio, or none for what the smallest cluster allows; got {ratios}")
     name = backbone or backbones(study)[0]
     for seed in study.arguments["seeds"]:
         ratio = ratios[0] if ratios else balanced_ratio(study.clusters(name, seed).labels, study.pipeline.preset.n_clusters)
