@@ -35,7 +35,7 @@ class Docments(griffe.Extension):
         "Describe parameters and result; remember the function if it belongs to a class."
         if not isinstance(node, ast.FunctionDef): return
         beside, a = comments(func.filepath), node.args
-        args = [*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, [a.vararg, a.kwarg])]
+        args = [p for p in (*a.posonlyargs, *a.args, *a.kwonlyargs, a.vararg, a.kwarg) if p and p.arg not in ("self", "cls")]
         described = [(p, beside[p.lineno]) for p in args if p.lineno in beside]
         sections = [griffe.DocstringSectionText(ast.get_docstring(node) or "")]
         if described:

@@ -74,6 +74,7 @@ def on_page_content(html, page, config, files):
         for link in prose.find_all(["a", "img"]) if notebook else []: relink(link, page, files)
     if notebook:
         soup.insert(0, soup.new_tag("link", rel="stylesheet", href=get_relative_url(NOTEBOOK_CSS, page.url)))
+        for button in soup.select(".zeroclipboard-container, .clipboard-copy-txt"): button["data-search-exclude"] = ""
         for script in [*soup.find_all("script", string=ELSEWHERE), *soup.find_all("script", src=True)]: script.decompose()
     return str(soup)
 
