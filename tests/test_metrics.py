@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import linalg
+from sklearn.utils import check_random_state
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
@@ -15,8 +16,10 @@ from vendi_score import vendi
 
 from diffprune.core.checks import check_feature_pair, check_features, check_images, to_uint8
 from diffprune.metrics import evaluate as M
+from diffprune.metrics.coverage import ball_metrics
 from diffprune.metrics.fidelity import inception_score, kernel_distance
 from diffprune.metrics.frechet import (
+    FrechetDraws,
     _frechet_from_few,
     _psd_factor,
     _trace_sqrt_product,
@@ -225,3 +228,106 @@ def test_evaluate_warns_of_singular_moments_and_keeps_global_randomness():
     with pytest.warns(UserWarning, match="rank 19"): out = M.evaluate(a, b, kd_subset_size=20)
     assert "fd_infinity" not in out and "inception_score" not in out
     assert before == (np.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist())
+
+
+# intervals: every metric of every draw computed anew, from the features of the draw alone, is the slow reference
+
+def slowly(generated, real, logits, k, k_density, subsets, subset_size, points):
+    "All metrics of one set, one after the other, sharing nothing."
+    n, d = generated.shape
+    stats = feature_stats(real)
+    out = {"fd": frechet_distance(generated, stats)}
+    if n >= d + 16:
+        sizes, rng = np.round(1 / np.linspace(1 / max(d + 1, n // 10), 1 / n, points)).astype(int), check_random_state(0)
+        line = [frechet_distance(generated[np.sort(rng.permutation(n)[:m])], stats) for m in sizes]
+        out["fd_infinity"] = np.polyfit(1 / sizes, line, 1)[1]
+    out["kid"] = kernel_distance(generated, real, subsets, subset_size, 0).mean
+    out["inception_score"] = inception_score(logits, random_state=0).mean
+    return out | M.precision_recall(generated, real, k)._asdict() | M.density_coverage(generated, real, k_density)._asdict() | {
+        "vendi": vendi_score(generated)}
+
+
+def slow_intervals(generated, real, logits, n_draws, k=3, k_density=5):
+    "What `measure` returns, by the bootstrap of `slowly`."
+    n, m, d = len(generated), len(real), generated.shape[1]
+    draw = lambda rows: slowly(rows[:, :d], real, rows[:, d:], k, k_density, 10, min(1000, n // 2, m), 5)
+    found = M.bootstrap(draw, np.concatenate([generated, logits], 1), n_draws=n_draws, random_state=0)
+    value = slowly(generated, real, logits, k, k_density, 100, min(1000, n, m), 15)
+    return {name: (value[name], value[name] + i.low - i.value, value[name] + i.high - i.value, i.std) for name, i in found.items()}
+
+
+def spoiled(how, n, m, d, dtype=np.float64):
+    "Generated and real features with a trait that some metric may stumble over."
+    generated, real = relu_features(n, d, 0, 0.1, dtype), relu_features(m, d, 1, dtype=dtype)
+    if how == "repeated": generated = generated[np.arange(n) // 3]
+    if how == "copied": generated[::2] = real[:len(generated[::2])]
+    if how == "flat": generated, real = generated - generated * (np.arange(d) < 4), real - real * (np.arange(d) < 4)
+    if how == "generated flat": generated = generated - generated * (np.arange(d) < 4)
+    if how == "far": generated = generated + dtype(30)
+    if how == "narrow": generated = (1e-3 * generated + real[:1]).astype(dtype)
+    if how == "one": generated = generated[np.zeros(n, int)]
+    return generated, real
+
+
+@pytest.mark.parametrize("how, n, m, d, k", [
+    ("plain", 300, 400, 24, 3), ("plain", 131, 90, 24, 4), ("plain", 90, 70, 120, 3), ("plain", 150, 80, 100, 3),
+    ("repeated", 240, 200, 16, 3), ("repeated", 60, 70, 80, 3), ("copied", 200, 240, 16, 3), ("flat", 200, 240, 16, 3),
+    ("generated flat", 200, 240, 16, 3), ("far", 200, 240, 16, 3), ("narrow", 200, 240, 16, 3), ("one", 120, 150, 8, 3),
+    ("plain", 40, 50, 12, 19), ("plain", 40, 9, 12, 3)])
+def test_intervals_equal_the_slow_bootstrap(how, n, m, d, k):
+    generated, real = spoiled(how, n, m, d)
+    logits = np.zeros((n, 4)) if how == "one" else 3 * relu_features(n, 7, 5, dtype=np.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = M.measure(generated, real, logits, n_draws=12, k=k)
+        expected = slow_intervals(generated, real, logits, 12, k)
+    assert list(found) == list(expected)
+    for name, values in expected.items(): assert found[name] == pytest.approx(values, rel=1e-6, abs=1e-6), name
+
+
+def test_intervals_of_float32_features_and_of_a_memory_map(tmp_path):
+    generated, real = spoiled("copied", 300, 400, 32, np.float32)
+    logits = generated[:, :9] * 4
+    np.save(tmp_path / "real.npy", real)
+    mapped = np.load(tmp_path / "real.npy", mmap_mode="r")
+    radii = {k: M.ball_radii(real, k) for k in (3, 5)}
+    found, expected = M.measure(generated, mapped, logits, feature_stats(real), radii, 12), slow_intervals(generated, real, logits, 12)
+    for name, values in expected.items(): assert found[name] == pytest.approx(values, rel=1e-6, abs=1e-6), name
+    assert M.evaluate(generated, real, logits, kd_subset_size=300) == {name: i.value for name, i in found.items()}
+
+
+@given(seeds, st.integers(6, 40), st.integers(6, 40), st.integers(1, 4), st.sampled_from([1, 3]))
+@settings(max_examples=30, deadline=None)
+def test_balls_of_draws_with_ties(seed, n, m, d, k):
+    rng = np.random.default_rng(seed)
+    generated, real = (rng.integers(0, 3, (c, d)).astype(np.float64) for c in (n, m))  # many equal samples and distances
+    draws = [np.arange(n), np.sort(rng.permutation(n)[:5]), np.sort(rng.integers(0, n, n))]
+    found = ball_metrics(generated, real, draws, k, 2, block=(7, 9))
+    for b, rows in enumerate(draws):
+        expected = M.precision_recall(generated[rows], real, k)._asdict() | M.density_coverage(generated[rows], real, 2)._asdict()
+        assert [found[name][b] for name in expected] == pytest.approx(list(expected.values()), abs=1e-12)
+
+
+def test_frechet_of_draws_of_few_distinct_samples():
+    X, real = relu_features(60, 40, 0, dtype=np.float64), feature_stats(relu_features(500, 40, 1, dtype=np.float64))
+    draws = FrechetDraws(X, real)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for rows in (np.repeat([0, 1], 30), np.repeat(np.arange(20), 3), np.zeros(5, int), np.arange(2), np.r_[np.arange(41), 0]):
+            assert draws.distance(rows) == pytest.approx(frechet_distance(X[rows], real), rel=1e-7)
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(k=20), r"k must lie in \[1, 19\]"), (dict(k_density=50), r"k must lie in \[1, 49\]"), (dict(n_draws=1), "n_draws >= 2"),
+    (dict(level=1.0), "a level in"), (dict(logits=np.zeros((9, 3))), "40 generated features, got 9"),
+    (dict(real_radii={3: np.ones(4)}), r"shape \(50,\)")])
+def test_bad_options_of_measure(change, message):
+    generated, real = spoiled("plain", 40, 50, 12)
+    with pytest.raises(ValueError, match=message): M.measure(generated, real, **change)
+
+
+def test_too_few_samples_for_intervals():
+    generated, real = spoiled("plain", 40, 50, 12)
+    with pytest.raises(ValueError, match="at least 4 samples"): M.measure(generated[:3], real, k=1)
+    with pytest.raises(ValueError, match=r"k must lie in \[1, 2\]"): M.measure(generated[:6], real)
+    with pytest.raises(ValueError, match=r"splits must lie in \[1, 5\]"): M.measure(generated[:10], real, np.zeros((10, 3)))

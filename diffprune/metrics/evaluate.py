@@ -8,18 +8,25 @@ __all__ = ['METRIC_NAMES', 'metric_name', 'evaluate', 'measure', 'Interval', 'bo
            'frechet_distance', 'vendi_score']
 
 # %% ../../nbs/metrics/06_evaluate.ipynb #cell-2
-import warnings
+from typing import NamedTuple
 
 import numpy as np
+from sklearn.utils import check_random_state
 
 from ..core.checks import check_feature_pair
-from .bootstrap import Interval, bootstrap
-from .coverage import ball_radii, density_coverage, precision_recall
-from .fidelity import inception_score, kernel_distance
-from .frechet import FeatureStats, fd_infinity, feature_stats, frechet_distance
-from .vendi import vendi_score
+from .bootstrap import Interval, check_bootstrap, draw, interval
+from .coverage import ball_metrics
+from .fidelity import InceptionDraws, kernel_distances
+from .frechet import FeatureStats, FrechetDraws, feature_stats, warn_if_singular
+from .vendi import VendiDraws
 
 # %% ../../nbs/metrics/06_evaluate.ipynb #cell-3
+from .bootstrap import bootstrap  # noqa: F401 -- these imports are for users of this module, by `_all_`
+from .coverage import ball_radii, density_coverage, precision_recall  # noqa: F401
+from .fidelity import inception_score, kernel_distance  # noqa: F401
+from .frechet import fd_infinity, frechet_distance  # noqa: F401
+from .vendi import vendi_score  # noqa: F401
+
 _all_ = ["Interval", "bootstrap", "ball_radii", "density_coverage", "precision_recall", "inception_score", "kernel_distance",
          "FeatureStats", "fd_infinity", "feature_stats", "frechet_distance", "vendi_score"]
 
@@ -41,6 +48,41 @@ def metric_name(
     name, own = METRIC_NAMES[metric]
     return own if own and backbone == "inception" else f"{name} ({backbone})"
 
+# %% ../../nbs/metrics/06_evaluate.ipynb #5253e2eb
+class _Draw(NamedTuple):
+    "Rows of the generated set, and the work done on them."
+    rows:np.ndarray  # samples (n,)
+    kd_subsets:int  # subsets of the kernel distance
+    kd_subset_size:int  # samples in a subset
+    fd_points:int  # points on the line of FD∞
+
+# %% ../../nbs/metrics/06_evaluate.ipynb #75dff743
+def _metrics_of_draws(
+    generated:np.ndarray,  # generated features (N, d)
+    real:np.ndarray,  # real features (M, d)
+    draws:list[_Draw],  # B draws from the generated set
+    logits,  # class logits (N, n_classes), or None
+    real_stats:FeatureStats|None,  # moments of the real features; None: computed
+    random_state:int,  # seed of subsets and splits
+    **balls,  # k, k_density, real_radii, block, device and progress of `ball_metrics`
+) -> dict[str, np.ndarray]:  # metric -> values (B,)
+    "Return every metric of each draw; FD∞ only where all draws have enough samples for a line."
+    (rows, subsets, sizes, points), (n, d) = zip(*draws), generated.shape
+    if logits is not None and len(logits) != n: raise ValueError(f"logits must belong to the {n} generated features, got {len(logits)}")
+    warn_if_singular(n, d, "generated features")
+    out, frechet = {}, FrechetDraws(generated, real_stats or feature_stats(real))
+    if min(map(len, rows)) >= d + 16:
+        lines = [frechet.infinity(r, p, random_state) for r, p in zip(rows, points)]
+        out = {"fd": [line.distances[-1] for line in lines], "fd_infinity": [line.value for line in lines]}
+    else: out = {"fd": [frechet.distance(r) for r in rows]}
+    out["kid"] = kernel_distances(generated, real, rows, subsets, sizes, random_state)
+    if logits is not None:
+        scores = InceptionDraws(logits)
+        out["inception_score"] = [scores.score(r, random_state=random_state) for r in rows]
+    out |= ball_metrics(generated, real, rows, **balls)
+    vendi = VendiDraws(generated)
+    return {m: np.asarray(v) for m, v in (out | {"vendi": [vendi.score(r) for r in rows]}).items()}
+
 # %% ../../nbs/metrics/06_evaluate.ipynb #cell-11
 def evaluate(
     generated,  # generated features (N, d)
@@ -54,20 +96,14 @@ def evaluate(
     k_density:int=5,  # neighbour that the balls of density and coverage reach to
     kd_subsets:int=100,  # subsets of the kernel distance
     fd_points:int=15,  # points on the line of FD∞
-    **search,  # block, device, progress of `nearest`
+    **search,  # block, device and progress of `ball_metrics`
 ) -> dict[str, float]:  # metric, a key of `METRIC_NAMES`, -> value
     "Return every metric of `generated` against `real`; raise `ValueError` on bad features or sizes."
     generated, real = check_feature_pair(generated, real)
-    radii, stats = real_radii or {}, real_stats or feature_stats(real)
-    out = {"fd": frechet_distance(generated, stats)}
-    if len(generated) >= generated.shape[1] + 16:
-        out["fd_infinity"] = fd_infinity(generated, stats, fd_points, random_state).value
-    out["kid"] = kernel_distance(generated, real, kd_subsets, kd_subset_size, random_state).mean
-    if logits is not None:
-        out["inception_score"] = inception_score(logits, random_state=random_state).mean
-    out |= precision_recall(generated, real, k, radii.get(k), **search)._asdict()
-    out |= density_coverage(generated, real, k_density, radii.get(k_density), **search)._asdict()
-    return out | {"vendi": vendi_score(generated)}
+    whole = _Draw(np.arange(len(generated)), kd_subsets, kd_subset_size, fd_points)
+    found = _metrics_of_draws(generated, real, [whole], logits, real_stats, random_state, k=k, k_density=k_density,
+                              real_radii=real_radii, **search)
+    return {m: float(v) for m, (v,) in found.items()}
 
 # %% ../../nbs/metrics/06_evaluate.ipynb #cell-15
 def measure(
@@ -83,14 +119,9 @@ def measure(
 ) -> dict[str, Interval]:  # metric, a key of `METRIC_NAMES`, -> value and interval over the generated samples
     "Return every metric with its bootstrap interval; raise `ValueError` on bad features or sizes."
     generated, real = check_feature_pair(generated, real)
-    n, d, stats = len(generated), generated.shape[1], real_stats or feature_stats(real)
-    options = dict(options, real_stats=stats, real_radii=real_radii, random_state=random_state)
-    value = evaluate(generated, real, logits, kd_subset_size=min(1000, n, len(real)), **options)
-    joined = generated if logits is None else np.concatenate([generated, logits], 1)
-    short = lambda rows: evaluate(rows[:, :d], real, None if logits is None else rows[:, d:], kd_subsets=10,
-                                  kd_subset_size=min(1000, n // 2, len(real)), fd_points=5, **options)
-    with warnings.catch_warnings():  # the whole set has warned already where a covariance is singular
-        warnings.simplefilter("ignore")
-        found = bootstrap(short, joined, n_draws=n_draws, level=level, random_state=random_state)
-    return {m: Interval(v, v + found[m].low - found[m].value, v + found[m].high - found[m].value, found[m].std)
-            for m, v in value.items() if m in found}
+    n, m, rng = len(generated), len(real), check_random_state(random_state)
+    check_bootstrap(n, n_draws, level)
+    draws = [_Draw(np.arange(n), 100, min(1000, n, m), 15)]
+    draws += [_Draw(draw(n, rng, replace=False), 10, min(1000, n // 2, m), 5) for _ in range(n_draws)]
+    found = _metrics_of_draws(generated, real, draws, logits, real_stats, random_state, real_radii=real_radii, **options)
+    return {metric: interval(v[0], v[1:], level) for metric, v in found.items()}
