@@ -14,7 +14,7 @@ FIGURES  = fig1_fid_curves fig2_qualitative fig3_class_samples fig4_cluster_regi
 	fig7_balanced_samples fig8_cluster_maps table1_memorization table2_balance supp_precision_recall supp_vae_gan claims errata
 EXECUTED = .diffprune/notebooks/$(subst :,_,$(subst /,_,$(DATASET)))/$(PRESET)
 
-.PHONY: demo figures test lint docs readme lab export clean
+.PHONY: demo figures test fuzz lint docs readme lab export clean
 .DEFAULT_GOAL := demo
 
 # An install is repeated only when the requirements change.
@@ -59,6 +59,11 @@ test: $(VENV)/.installed-bundled,dev
 	git diff --exit-code --stat -- nbs || { echo "notebooks are not clean: run nbdev_clean and commit"; exit 1; }
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -n 2 --dist loadfile --durations=15
+
+# The tests on random inputs, with many more of them than in `make test`.
+FUZZ ?= 20000
+fuzz: $(VENV)/.installed-bundled,dev
+	DIFFPRUNE_FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $$(grep -l DIFFPRUNE_FUZZ tests/test_*.py)
 
 lint: $(VENV)/.installed-bundled,dev
 	$(BIN)/ruff check .

@@ -25,14 +25,14 @@ WINGS = {  # in the order of reading; every list of wings and notebooks below is
 
 
 def chapters() -> dict:  # heading -> notebooks in the order of reading
-    "Every notebook except the front page, wing by wing; those on top are the command line and the figures."
+    "Every notebook except the front page, wing by wing; of those on top, the ones that export a module are commands, the others figures."
     found = {wing: sorted((NBS / wing).glob("*.ipynb")) for wing in WINGS}
-    notes = found.pop("notes")
-    figures = [n for n in sorted(NBS.glob("*.ipynb")) if n.stem not in ("index", "cli")]
-    return {**found, "cli": [NBS / "cli.ipynb"], "notes": notes, "figures": figures}
+    notes, on_top = found.pop("notes"), {n: described(n)[2] for n in sorted(NBS.glob("*.ipynb")) if n.stem != "index"}
+    commands, figures = ([n for n, module in on_top.items() if bool(module) == exports] for exports in (True, False))
+    return {**found, "commands": commands, "notes": notes, "figures": figures}
 
 
-ABOUT = {**WINGS, "cli": "The library in the terminal.",
+ABOUT = {**WINGS, "commands": "The library in the terminal.",
          "figures": "One notebook for each figure and table of the paper, its claims, and the errata; run by papermill."}
 
 
