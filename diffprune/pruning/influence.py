@@ -15,11 +15,11 @@ from ..models.flow import interpolate, predict_velocity
 
 # %% ../../nbs/pruning/01_influence.ipynb #cell-6
 def random_directions(
-    model:nn.Module, # layers as for `sample_projections`
-    n:int, # P, directions
-    seed:int=0 # of the signs
-)->dict[str, tuple[Tensor, Tensor]]: # layer -> u (P, d_out), v (P, d_in), for `sample_projections`
-    "Directions whose projections keep products of gradients, on average exactly. Raises `ValueError` for less than one."
+    model:nn.Module,  # layers as for `sample_projections`
+    n:int,  # P, directions
+    seed:int=0,  # of the signs
+) -> dict[str, tuple[Tensor, Tensor]]:  # layer -> u (P, d_out), v (P, d_in), for `sample_projections`
+    "Directions whose projections keep products of gradients, on average exactly. Raises a ValueError for fewer than one."
     if n < 1: raise ValueError(f"n must be at least 1, got {n}")
     generator, out = torch.Generator().manual_seed(seed), {}
     for name, m in model.named_modules():
@@ -32,41 +32,42 @@ def random_directions(
 
 # %% ../../nbs/pruning/01_influence.ipynb #cell-8
 def output_energy(
-    model:nn.Module, # velocity model
-    x_1:Tensor, # data latents (B, C, H, W)
-    x_0:Tensor, # noise, same shape
-    t:Tensor, # times (B,) in [0, 1]
-    y:Tensor|None=None # labels (B,)
-)->Tensor: # (B,), mean square of the output over C, H, W, in single precision or better
-    "The squared norm of the model's output at the noisy sample (Zheng et al. 2024, Eq. 8). The noise's target plays no part."
+    model:nn.Module,  # velocity model
+    x_1:Tensor,  # data latents (B, C, H, W)
+    x_0:Tensor,  # noise, same shape
+    t:Tensor,  # times (B,) in [0, 1]
+    y:Tensor|None=None,  # labels (B,)
+) -> Tensor:  # (B,), mean square of the output over C, H, W, in single precision or better
+    "The squared norm of the model's output at the noisy sample (Zheng et al. 2024, Eq. 8); no target plays a part."
     out = predict_velocity(model, interpolate(x_0, x_1, t), t, y)
     return out.to(torch.promote_types(out.dtype, torch.float32)).square().flatten(1).mean(1)
 
 # %% ../../nbs/pruning/01_influence.ipynb #cell-15
 def _solve(features, damping, queries):
     "(Phi^T Phi + lambda I)^-1 queries, in double precision."
-    features = np.asarray(features, dtype=np.float64)
-    if features.ndim != 2 or 0 in features.shape: raise ValueError(f"features must be (samples, directions), got {features.shape}")
+    f = np.asarray(features, dtype=np.float64)
+    if f.ndim != 2 or 0 in f.shape: raise ValueError(f"features must be (samples, directions), got {f.shape}")
     if not damping > 0: raise ValueError(f"damping must be positive, got {damping}")
-    if not np.isfinite(features).all(): raise ValueError("projected gradients contain NaN or infinity: the model has diverged or a latent is bad")
-    energy = np.square(features).sum() / len(features)
+    if not np.isfinite(f).all(): raise ValueError("projected gradients contain NaN or infinity: the model has diverged or a latent is bad")
+    energy = np.square(f).sum() / len(f)
     if energy == 0: raise ValueError("all gradients are zero: nothing has influence")
-    return features, cho_solve(cho_factor(features.T @ features + damping * energy * np.eye(features.shape[1])), queries(features))
+    return f, cho_solve(cho_factor(f.T @ f + damping * energy * np.eye(f.shape[1])), queries(f))
 
-# %% ../../nbs/pruning/01_influence.ipynb #cell-16
+# %% ../../nbs/pruning/01_influence.ipynb #cell-17
 def mean_influence(
-    features:np.ndarray, # projected gradients (N, P)
-    damping:float=1. # lambda / mean squared norm of the features
-)->np.ndarray: # float64 (N,), high = agrees with what the others have in common
-    "Influence of each sample on the mean over all (Zheng et al. 2024, Eq. 7). Raises `ValueError` for NaN, no damping, or gradients of zero."
+    features:np.ndarray,  # projected gradients (N, P)
+    damping:float=1.0,  # lambda / mean squared norm of the features
+) -> np.ndarray:  # float64 (N,), high = agrees with what the others have in common
+    """Influence of each sample on the mean over all (Zheng et al. 2024, Eq. 7).
+    Raises a ValueError for NaN, no damping or gradients of zero."""
     features, towards = _solve(features, damping, lambda f: f.mean(0))
     return features @ towards
 
-# %% ../../nbs/pruning/01_influence.ipynb #cell-17
+# %% ../../nbs/pruning/01_influence.ipynb #cell-19
 def self_influence(
-    features:np.ndarray, # projected gradients (N, P)
-    damping:float=1. # lambda / mean squared norm of the features
-)->np.ndarray: # float64 (N,), in [0, 1), high = no other sample could replace it
-    "Influence of each sample on itself, the ridge leverage. Raises `ValueError` for NaN, no damping, or gradients of zero."
+    features:np.ndarray,  # projected gradients (N, P)
+    damping:float=1.0,  # lambda / mean squared norm of the features
+) -> np.ndarray:  # float64 (N,), in [0, 1), high = no other sample could replace it
+    "Influence of each sample on itself, the ridge leverage. Raises a ValueError for NaN, no damping or gradients of zero."
     features, inverse = _solve(features, damping, lambda f: np.eye(f.shape[1]))
     return np.einsum("np,pq,nq->n", features, inverse, features, optimize=True)
