@@ -17,6 +17,8 @@ import pandas as pd
 # %% ../../nbs/data/00_split.ipynb #79ee0cc5
 LARGEST_LABEL = 1_000_000  # a larger number is an id or a measurement, not a class
 
+def _shown(value): return value.decode() if isinstance(value, bytes) else repr(value)
+
 def _plain(value):
     "A label as str, int, float or None; None stands for everything that is missing."
     value = value.item() if isinstance(value, np.generic) else value.decode() if isinstance(value, bytes) else value
@@ -27,7 +29,8 @@ def _plain(value):
 def _fault(value, kind, names):
     "Why a value is no label among values of `kind`, or an empty text."
     if not isinstance(value, (str, int)): return "is neither a whole number nor a name"
-    if isinstance(value, str) != (kind is str): return f"is {'text' if isinstance(value, str) else 'a number'} among {'names' if kind is str else 'numbers'}"
+    if isinstance(value, str) and kind is int: return "is text among numbers"
+    if isinstance(value, int) and kind is str: return "is a number among names"
     if isinstance(value, str): return f"is none of the {len(names)} classes" if names and value not in names else ""
     if names and value >= len(names): return f"is beyond the {len(names)} classes"
     return "is no class number" if not -1 <= value <= LARGEST_LABEL else ""
@@ -54,8 +57,6 @@ def number_labels(
     number = {name: i for i, name in enumerate(names)}
     return np.array([-1 if v is None else number[v] if kind is str else v for v in values], dtype=np.int64), names
 
-def _shown(value): return value.decode() if isinstance(value, bytes) else repr(value)
-
 # %% ../../nbs/data/00_split.ipynb #accb7f79
 def check_ids(
     ids,  # N strings
@@ -64,8 +65,8 @@ def check_ids(
     "Raises `ValueError` that names two samples with the same id, if there are any."
     first = {}
     for i, name in enumerate(ids):
-        if name in first: raise ValueError(f"ids must be unique, but {name!r} is that of {place.format(first[name])} and of {place.format(i)}")
-        first[name] = i
+        if first.setdefault(name, i) != i:
+            raise ValueError(f"ids must be unique, but {name!r} is that of {place.format(first[name])} and of {place.format(i)}")
 
 # %% ../../nbs/data/00_split.ipynb #1d07a881
 SPLIT_WORDS = dict(train=("train", "training"), val=("val", "valid", "validation", "dev"), test=("test", "testing", "eval", "evaluation"))
