@@ -151,7 +151,7 @@ def default_store_root() -> Path:
     root = project_root()
     return root/".diffprune" if root else Path.home()/".cache"/"diffprune"
 
-# %% ../../nbs/core/00_store.ipynb #23d78b7a
+# %% ../../nbs/core/00_store.ipynb #89fe330e
 OWN_FOLDER = ".made-by-diffprune"  # name of the empty file that marks a folder as output
 
 def mark_own(
@@ -458,7 +458,7 @@ def needed(self:Store,
         if (h := todo.pop()) not in found: found.add(h); todo += inputs.get(h, [])
     return found
 
-# %% ../../nbs/core/00_store.ipynb #2a93181e
+# %% ../../nbs/core/00_store.ipynb #359b0fe9
 @patch
 def note_state(self:Store,
     source:str,  # path of what the artifact was made from
