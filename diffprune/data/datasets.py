@@ -15,13 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from PIL import Image
-from tqdm.auto import tqdm
 
 from ..core.lineage import code_version
 from ..core.store import Key, Store, save_json
-from .decode import open_images
 from .images import ImageDataset, Rows  # noqa: F401 - part of this interface
 from .split import check_ids, hash_order, largest_remainder, stratified_split  # noqa: F401 - part of this interface
 
@@ -42,7 +39,7 @@ class DatasetSpec:
     resumable:bool = False  # `make` goes on from what a killed run left behind
     splits:tuple = SPLITS  # the splits that may be asked for
     records:Callable|None = None  # records(config, split) -> Records: the original images, for data read from files
-    source:Callable|None = None  # source(config, split) -> dict: root (path of the data), state (hash of the split's origin), raw (see `paths`)
+    source:Callable|None = None  # source(config, split) -> dict: root (path of the data), state (hash of what the split is made from), raw
     describe:Callable|None = None  # describe(config, split) -> dict: splits (counts), ignored, notes, contents, for `report`
 
 # %% ../../nbs/data/04_datasets.ipynb #cell-7
@@ -101,7 +98,8 @@ def dataset_spec(
     head, colon, target = str(name).partition(":")
     module = {usage.partition(":")[0]: m for usage, m in DATASET_MODULES.items()}.get(head)
     if head not in DATASETS and module: importlib.import_module(module)
-    if head not in DATASETS: raise ValueError(f"unknown data set {name!r}: choose from {', '.join(known_datasets())}, or give a folder that exists")
+    if head not in DATASETS:
+        raise ValueError(f"unknown data set {name!r}: choose from {', '.join(known_datasets())}, or give a folder that exists")
     spec = DATASETS[head]
     if bool(colon) != bool(spec.target) or bool(target) != bool(spec.target):
         raise ValueError(f"data set {name!r}: write it as {head + ':' + spec.target if spec.target else head!r}")
@@ -166,6 +164,7 @@ def write_samples(
     attributes=None,  # mapping or DataFrame: column -> (N,) values
 ):
     "Write what is known about the samples of a split. Raises `ValueError` for ids that repeat or labels without a class."
+    import pandas as pd
     labels = np.full(len(ids), -1) if labels is None else np.asarray(labels, dtype=np.int64)
     table = pd.DataFrame(dict(id=np.asarray(ids, dtype=str), label=labels))
     if not table["id"].is_unique: check_ids(table["id"])
@@ -186,6 +185,9 @@ def write_split(
     progress:str="",  # title of a progress bar; none if empty
 ):
     "Write a whole split, image by image. Raises `ValueError` unless there are as many images as ids."
+    from tqdm.auto import tqdm
+
+    from diffprune.data.decode import open_images
     out, n = None, 0
     for n, image in enumerate(tqdm(images, total=len(ids), desc=progress, disable=not progress), 1):
         if out is None: out = open_images(folder, len(ids), np.shape(image)[-1])
@@ -206,6 +208,7 @@ def dataset_key(
 
 def _paths(artifact, source):
     "Full paths of the samples of an artifact, None if they were not read from files."
+    import pandas as pd
     if not source or not (artifact.path/"manifest.parquet").exists(): return None
     kept = pd.read_parquet(artifact.path/"manifest.parquet", columns=["path", "reason"]).query("reason == ''")["path"]
     raw = source.get("raw", {})  # for names that are no text, the names that open
@@ -234,6 +237,7 @@ def load_dataset(
                            facts=dict(device="cpu", code=code_version(config.spec.make)))
     source = config.spec.source(config, split) if config.spec.source else None
     if source and source["state"]: store.note_state(str(Path(source["root"]).resolve()), split, source["state"], key)
+    import pandas as pd
     samples = pd.read_parquet(artifact.path/"samples.parquet")
     attributes = samples.drop(columns=["id", "label"])
     return ImageDataset(artifact.array("images"), samples["id"], samples["label"], artifact.json("dataset")["classes"],
@@ -253,7 +257,8 @@ def make_digits(
     def render(u):  # (8, 8) in [0, 16]
         wide = Image.fromarray((u * (255 / 16)).astype(np.float32)).resize((size, size), Image.Resampling.BICUBIC)
         return np.broadcast_to(np.clip(np.rint(np.asarray(wide)), 0, 255).astype(np.uint8), (3, size, size))
-    write_split(task.folder, (render(data.images[i]) for i in index), [ids[i] for i in index], data.target[index], [str(d) for d in range(10)])
+    images, names = (render(data.images[i]) for i in index), [str(digit) for digit in range(10)]
+    write_split(task.folder, images, [ids[i] for i in index], data.target[index], names)
 
 # %% ../../nbs/data/04_datasets.ipynb #cell-47
 def contact_sheet(

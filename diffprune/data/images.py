@@ -11,13 +11,10 @@ import os
 from copy import copy
 
 import numpy as np
-import pandas as pd
 from fastcore.basics import patch
 from PIL import Image
 
 from ..core.store import Artifact
-from .decode import to_array
-from .report import Report
 from .split import check_ids, number_labels
 
 # %% ../../nbs/data/03_images.ipynb #766d06a9
@@ -76,7 +73,8 @@ class ImageDataset:
         paths=None,  # (N,) strings: where the originals are
         config=None,  # `DataConfig` of data that were loaded
     ):
-        self.images, self.ids, self.name, self.split, self.artifact, self.config = images, np.asarray(ids, dtype=str), name, split, artifact, config
+        self.images, self.ids = images, np.asarray(ids, dtype=str)
+        self.name, self.split, self.artifact, self.config = name, split, artifact, config
         self.attributes = None if attributes is None else attributes.reset_index(drop=True)
         self._paths = None if paths is None else np.asarray(paths, dtype=str)
         lengths = {len(x) for x in (images, self.ids, labels, attributes, paths) if x is not None}
@@ -92,7 +90,7 @@ class ImageDataset:
 
     @property
     def paths(self) -> np.ndarray:
-        "Where each original is: (N,) full paths of files, `shard/member` or `table:row`. Raises `ValueError` for data that were not read from files."
+        "Where each original is: full paths of files, `shard/member` or `table:row`. Raises `ValueError` for data that have no files."
         if self._paths is None: raise ValueError(f"{self.name!r} was not read from files, so it has no paths")
         return self._paths
 
@@ -129,8 +127,9 @@ def subset(self:ImageDataset,
     return part
 
 @patch(as_prop=True)
-def manifest(self:ImageDataset) -> pd.DataFrame:
-    "One row per file that was read: path, id, label, width, height, sha256, and the reason if it was left out. Only for data read from files."
+def manifest(self:ImageDataset):  # pandas DataFrame
+    "One row per image file: path, id, label, width, height, sha256, and the reason if it was left out. Raises `ValueError` for other data."
+    import pandas as pd
     path = self.artifact and self.artifact.path/"manifest.parquet"
     if not path or not path.exists(): raise ValueError(f"{self.name!r} was not read from image files, so it has no manifest")
     return pd.read_parquet(path)
@@ -138,6 +137,7 @@ def manifest(self:ImageDataset) -> pd.DataFrame:
 # %% ../../nbs/data/03_images.ipynb #1876c044
 def _same(contents, ids, split, elsewhere):
     "Samples whose content was there before: in another split, or earlier in this one."
+    import pandas as pd
     first, rows = dict(elsewhere), []
     for content, name in zip(contents, ids):
         if content in first: rows.append((name, *first[content]))
@@ -155,17 +155,23 @@ def _contents(self:ImageDataset):
 
 # %% ../../nbs/data/03_images.ipynb #d8f7f6c0
 @patch
-def report(self:ImageDataset) -> Report:
+def report(self:ImageDataset):  # Report
     "What was read: splits, classes, images that were left out, other files, duplicates, sizes. As text, three lines."
+    import pandas as pd
+
+    from diffprune.data.report import Report
     facts = self.config.spec.describe(self.config, self.split) if self.config and self.config.spec.describe else {}
-    manifest = self.artifact.path/"manifest.parquet" if self.artifact and self._paths is not None else None
-    lost = self.manifest.query("reason != ''")[["path", "reason"]].reset_index(drop=True) if manifest else pd.DataFrame(columns=["path", "reason"])
-    classes = pd.Series(np.bincount(self.labels[self.labels >= 0], minlength=len(self.classes)), self.classes, dtype=np.int64)
+    manifest = str(self.artifact.path/"manifest.parquet") if self.artifact and self._paths is not None else ""
+    lost = self.manifest.query("reason != ''")[["path", "reason"]].values.tolist() if manifest else []
+    counts = np.bincount(self.labels[self.labels >= 0], minlength=len(self.classes))
     contents, widths, heights = self._contents()
-    return Report(self.name, self.split, facts.get("splits", {}) | {self.split: len(self)}, classes, int((self.labels < 0).sum()), lost,
-                  pd.DataFrame(facts.get("ignored", ()), columns=["path", "reason"]),
-                  _same(contents, self.ids.tolist(), self.split, facts.get("contents", {})),
-                  pd.DataFrame(dict(id=self.ids, width=widths, height=heights)), str(manifest or ""), list(facts.get("notes", ())))
+    table = lambda rows: pd.DataFrame(rows, columns=["path", "reason"])
+    return Report(
+        name=self.name, split=self.split, splits=facts.get("splits", {}) | {self.split: len(self)},
+        classes=pd.Series(counts, self.classes, dtype=np.int64), unlabelled=int((self.labels < 0).sum()),
+        left_out=table(lost), ignored=table(facts.get("ignored", [])), manifest=manifest, notes=list(facts.get("notes", ())),
+        duplicates=_same(contents, self.ids.tolist(), self.split, facts.get("contents", {})),
+        sizes=pd.DataFrame(dict(id=self.ids, width=widths, height=heights)))
 
 # %% ../../nbs/data/03_images.ipynb #d2457d34
 @patch
@@ -173,7 +179,8 @@ def _originals(self:ImageDataset):
     "The image column for Hugging Face: paths, or bytes where there is no file for each, or None if there are no originals."
     if self._paths is None or not self.config or not self.config.spec.records: return None
     records = self.config.spec.records(self.config, self.split)
-    if records.files is None and not any("::" in p or p != p.encode("utf-8", "replace").decode() for p in self._paths): return self._paths.tolist()
+    plain = not any("::" in p or p != p.encode("utf-8", "replace").decode() for p in self._paths)
+    if plain and records.files is None and all(map(os.path.isfile, self._paths)): return self._paths.tolist()
     at = {name: i for i, name in enumerate(records.ids)}
     return (dict(bytes=data, path=None) for data in records.read([records.where[at[name]] for name in self.ids.tolist()]))
 
@@ -217,7 +224,8 @@ def from_hf(cls:ImageDataset,
     for column, given in ((image, True), (label, label not in (None, "label")), (id, id != "id")):
         if given and column not in hf.column_names: raise ValueError(f"no column {column!r}: choose from {hf.column_names}")
     images = _hf_pixels(hf, image, image_size)
-    if len({i.shape for i in images}) != 1: raise ValueError(f"images differ in size: give image_size (found {sorted({i.shape for i in images})[:3]})")
+    shapes = sorted({i.shape for i in images})
+    if len(shapes) != 1: raise ValueError(f"images differ in size: give image_size (found {shapes[:3]})")
     names = getattr(hf.features.get(label), "names", None) or ()
     labels, classes = number_labels(list(hf[label]), names) if label in hf.column_names else (None, ())
     ids = [str(i) for i in (hf[id] if id in hf.column_names else range(len(hf)))]
@@ -227,6 +235,7 @@ def from_hf(cls:ImageDataset,
 
 def _hf_pixels(hf, image, image_size):
     "The images of a column, (3, H, W) uint8 each."
+    from diffprune.data.decode import to_array
     column, images = hf.select_columns([image]), []
     for i in range(len(hf)):
         try: value = column[i][image]

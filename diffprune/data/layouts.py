@@ -69,15 +69,17 @@ def _ask_about(folders, others, n_beside, n_inside, where):
     known = set(folders.values())
     clear = n_beside <= n_inside and "train" in known and (len(known) > 1 or not others)
     if clear or not n_beside: return
-    beside = f"the folders {several(others)}" if others else f"{n_beside} images"
-    raise ValueError(f"{where}: is {several(f'{f}/' for f in folders)} a split or a class? It lies beside {beside}. Give splits='none' if it is a "
-                     "class, splits='folders' to take it for a split and leave out the rest, or move the images for training into train/")
+    beside = f"the folders {several(others)}" if others else n_of(n_beside, "image")
+    raise ValueError(f"{where}: is {several(f'{f}/' for f in folders)} a split or a class? It lies beside {beside}. Give splits='none' "
+                     "if it is a class, splits='folders' to take it for a split and leave out the rest, or move the images for training "
+                     "into train/")
 
 def _ask_about_hidden(tree, where, depth=None):
     "Raises `ValueError` if folders called like splits lie where no split is looked for."
     hidden = {"/".join(p[:k + 1]) + "/" for p in tree.values() for k, name in enumerate(p[:-1][:depth]) if split_of(name)}
-    if hidden: raise ValueError(f"{where}: {several(hidden)} is called like a split, but lies where none is expected. Give the folder that holds "
-                                f"the splits, or splits={'folders' if depth else 'none'!r} if this name means nothing")
+    if not hidden: return
+    raise ValueError(f"{where}: {several(hidden)} is called like a split, but lies where none is expected. Give the folder that holds "
+                     f"the splits, or splits={'folders' if depth else 'none'!r} if this name means nothing")
 
 # %% ../../nbs/data/06_layouts.ipynb #0de7b0bf
 def _below_classes(inside):
@@ -113,7 +115,8 @@ def find_splits(
     folders = {} if splits == "none" else split_folders(inside, where)
     if not folders:
         if splits == "folders": raise ValueError(f"splits='folders', but {where} has no folder that is called like a split")
-        if splits == "auto" and not loose and (parts := _below_classes(inside)): return parts, [], [*notes, "splits lie below the class folders"]
+        parts = _below_classes(inside) if splits == "auto" and not loose else {}
+        if parts: return parts, [], [*notes, "splits lie below the class folders"]
         if splits == "auto": _ask_about_hidden(tree, where)
         return dict(train=tree), [], notes
     others = sorted(set(inside) - set(folders))
@@ -131,8 +134,9 @@ def _class_tree(split, tree, labels):
     inside, loose = _step(tree)
     if not inside or labels == "none": return dict.fromkeys(tree), []
     if labels == "auto" and 2 * len(loose) > len(tree):
-        return dict.fromkeys(tree), [f"{split}: {several(f'{n}/' for n in inside)} not taken for classes, since more images lie beside them "
-                                     "than in them (labels='folders' decides otherwise)"]
+        folders = several(f"{name}/" for name in inside)
+        return dict.fromkeys(tree), [f"{split}: {folders} not taken for classes, since more images lie beside than inside "
+                                     "(labels='folders' decides otherwise)"]
     stray = [f"{split}: {n_of(len(loose), 'image')} of {len(tree):,} without a class, beside the class folders"] if loose else []
     passed = [f"{split}: {'/'.join(above)}/ holds everything and is passed over"] if above else []
     return {i: path[0] if len(path) > 1 else None for i, path in tree.items()}, passed + stray
@@ -145,8 +149,10 @@ def find_classes(
 ) -> tuple[dict, list]:  # position -> name of its class, None where there is none; notes
     "The class of each image by its first folder. Raises `ValueError` for an unknown way of labelling."
     if labels not in ("auto", "folders", "none"): raise ValueError(f"labels={labels!r}: choose from 'auto', 'folders', 'none'")
-    by_metadata = {split: {i: given[i] if i in given else None for i in tree} for split, tree in parts.items() if given and given.keys() & tree.keys()}
-    found = {split: (by_metadata[split], []) if split in by_metadata else _class_tree(split, tree, labels) for split, tree in parts.items()}
+    def classes_of(split, tree):
+        known = given.keys() & tree.keys() if given else ()
+        return (dict.fromkeys(tree) | {i: given[i] for i in known}, []) if known else _class_tree(split, tree, labels)
+    found = {split: classes_of(split, tree) for split, tree in parts.items()}
     notes = [note for _, more in found.values() for note in more]
     names = {split: {c for c in of.values() if c is not None} for split, (of, _) in found.items()}
     of, known = {}, names["train"] if "train" in names else set().union(*names.values())
@@ -196,7 +202,8 @@ def _parquet_rows(path, label):
         table = file.read(columns=wanted).to_pydict()
     feature = json.loads(schema.get(b"huggingface", b"{}")).get("info", {}).get("features", {}).get(label, {})
     values = [table.get(c, [None] * len(next(iter(table.values()), []))) for c in ("file_name", label)]
-    return columns, [(f"row {i}", *row) for i, row in enumerate(zip(*values))], feature.get("names", ()) if isinstance(feature, dict) else ()
+    names = feature.get("names", ()) if isinstance(feature, dict) else ()
+    return columns, [(f"row {i}", *row) for i, row in enumerate(zip(*values))], names
 
 # %% ../../nbs/data/06_layouts.ipynb #54b54fa5
 class _Metadata:
@@ -210,7 +217,8 @@ class _Metadata:
         try: columns, rows, names = rows(self.folder/path, self.label)
         except (OSError, UnicodeDecodeError, csv.Error) as e: raise ValueError(f"{self.folder/path} cannot be read: {e}") from None
         if {"id", "kept"} <= set(columns): return  # a list of `diffprune prune`
-        if "file_name" not in columns: self.notes.append(f"{path} is not read: it has no column file_name, only {several(columns, 5)}"); return
+        if "file_name" not in columns:
+            self.notes.append(f"{path} is not read: it has no column file_name, only {several(columns, 5)}"); return
         self.read.append(path)
         if self.label not in columns: self.notes.append(f"{path} gives no classes, since it has no column {self.label!r}"); return
         absent = [name for place, name, value in rows if not self._take(path, place, name, value, names, images)]
@@ -236,7 +244,7 @@ def metadata_labels(
     images,  # paths of its images
     label:str="label",  # column of labels
 ) -> tuple[dict|None, list, list, list]:  # path -> name of its class or None; names of classes; notes; the files that were read
-    "Labels from metadata files; None if none of them has any. Raises `ValueError` that names the row of a label that is missing or contradicted."
+    "Labels from metadata files; None if none has any. Raises `ValueError` that names the row of a label that is missing or contradicted."
     found, known = _Metadata(folder, label), set(images)
     for path in sorted(files): found.add(path, known)
     if not found.values: return None, [], found.notes, found.read
@@ -271,8 +279,8 @@ class Layout:
     ) -> dict:  # split -> positions
         "The splits, with a validation part held out if there is none. Raises `ValueError` if one is asked for that the folder has already."
         if "val" in self.parts:
-            if n_val not in (None, "auto"): raise ValueError(f"n_val={n_val!r} was given, but {self.root} brings its own split for validation")
-            return self.parts
+            if n_val in (None, "auto"): return self.parts
+            raise ValueError(f"n_val={n_val!r} was given, but {self.root} brings its own split for validation")
         if "train" not in self.parts or not (n := n_held_out(n_val, len(self.parts["train"]))): return self.parts
         ids, train = self.ids, self.parts["train"]
         kept, held = stratified_split([ids[i] for i in train], self.labels[train], n, seed)
@@ -290,7 +298,8 @@ class Layout:
 def _no_images(root, files):
     "The error for a folder without images, with a hint where it holds something else that can be read."
     known = {".parquet": "parquet:", ".tar": "webdataset:", ".arrow": "hf:"}
-    hints = [f"; it has {ext} files, which are read as {usage}{root}" for ext, usage in known.items() if any(e.path.endswith(ext) for e in files)]
+    has = lambda extension: any(e.path.endswith(extension) for e in files)
+    hints = [f"; it has {extension} files, which are read as {usage}{root}" for extension, usage in known.items() if has(extension)]
     return FileNotFoundError(f"there are no image files in {root}{''.join(hints[:1])}")
 
 def _why_ignored(path, read):
@@ -319,5 +328,7 @@ def read_layout(
     classes = names if used <= set(names) else sorted(used)
     number = {None: -1} | {name: k for k, name in enumerate(classes)}
     ignored = skipped + [(p, _why_ignored(p, read)) for p in others] + [(paths[i], "in no split") for i in beside]
-    return Layout(Path(root), [e for e, _ in images], [h for _, h in images], {s: np.array([*t], dtype=np.int64) for s, t in trees.items()},
-                  np.array([number[of.get(i)] for i in range(len(paths))], dtype=np.int64), classes, sorted(ignored), [*notes, *more, *remarks])
+    return Layout(Path(root), files=[e for e, _ in images], hashes=[h for _, h in images],
+                  parts={split: np.array([*tree], dtype=np.int64) for split, tree in trees.items()},
+                  labels=np.array([number[of.get(i)] for i in range(len(paths))], dtype=np.int64), classes=classes,
+                  ignored=sorted(ignored), notes=[*notes, *more, *remarks])

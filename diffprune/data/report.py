@@ -74,16 +74,19 @@ def _lost(self:Report):
     "The line of what was left out and ignored."
     reasons = Counter(map(_kind, self.left_out["reason"])).most_common()
     text = f"left out: {n_of(len(self.left_out), 'image')}" + (f" ({_counted(reasons)}), listed in {self.manifest}" if reasons else "")
-    kinds = Counter(r if r != "no image" else os.path.splitext(p)[1].lower() or "no extension" for p, r in self.ignored.itertuples(index=False))
+    extension = lambda path: os.path.splitext(path)[1].lower() or "no extension"
+    kinds = Counter(why if why != "no image" else extension(path) for path, why in self.ignored.itertuples(index=False))
     return text + (f"; other files: {len(self.ignored):,} ({_counted(kinds.most_common())})" if len(self.ignored) else "")
 
 @patch
 def _alike(self:Report):
     "The line of duplicates and sizes."
     elsewhere = int((self.duplicates["split"] != self.split).sum())
-    text = f"{n_of(len(self.duplicates), 'copy', 'copies')} of other images" + (f", {elsewhere:,} of them of another split" if elsewhere else "")
+    text = f"{n_of(len(self.duplicates), 'copy', 'copies')} of other images"
+    if elsewhere: text += f", {elsewhere:,} of them in another split"
     if not len(self.sizes): return text
     area = self.sizes["width"] * self.sizes["height"]
     small, large = (self.sizes.loc[i] for i in (area.idxmin(), area.idxmax()))
+    if len(self.sizes[["width", "height"]].drop_duplicates()) == 1: return f"{text}; all {small.width}×{small.height}"
     return f"{text}; sizes from {small.width}×{small.height} ({small.id}) to {large.width}×{large.height} ({large.id})"
 

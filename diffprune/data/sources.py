@@ -43,8 +43,8 @@ def data_root(
     root = Path(config.root) if config.root else Path(base)/name if base else None
     if root is not None and root.expanduser().is_dir(): return root.expanduser()
     problem = f"there is no folder {root}" if root else "no root was given and DIFFPRUNE_DATA is not set"
-    raise FileNotFoundError(f"the data set {name!r} was not found: {problem}. Put it into $DIFFPRUNE_DATA/{name} (set DIFFPRUNE_DATA to the "
-                            f"folder that holds your data sets) or give root=<its folder>. Expected there: {config.spec.layout}")
+    raise FileNotFoundError(f"the data set {name!r} was not found: {problem}. Put it into $DIFFPRUNE_DATA/{name} (set DIFFPRUNE_DATA to "
+                            f"the folder that holds your data sets) or give root=<its folder>. Expected there: {config.spec.layout}")
 
 def _target(config):
     "The folder that follows the colon of a name."
@@ -78,7 +78,8 @@ def _known_of(artifact):
     contents = pd.read_parquet(by_place)["content"] if by_place.exists() else manifest["sha256"]
     rows = np.where(manifest["reason"] == "", (manifest["reason"] == "").cumsum() - 1, -1)
     seen = zip(contents, rows.tolist(), manifest.to_dict("records"))
-    return {c: Known(str(artifact.path/"images.npy"), row, facts) for c, row, facts in seen if c and facts["sha256"] and "died" not in facts["reason"]}
+    lasting = lambda facts: facts["sha256"] and not any(word in facts["reason"] for word in ("died", "MemoryError"))
+    return {c: Known(str(artifact.path/"images.npy"), row, facts) for c, row, facts in seen if c and lasting(facts)}
 
 def known_pixels(
     store:Store,  # where artifacts are
@@ -171,7 +172,8 @@ def _part(config, split):
     if split in shares: return layout, shares[split]
     parts = [f"{n_of(len(index), 'image')} for {name}" for name, index in shares.items()]
     has = f"{layout.root} has only {several(parts)}"
-    if split == "train": raise FileNotFoundError(f"{has}: put images into train/, ask for another split, or give splits='none' to read everything")
+    if split == "train":
+        raise FileNotFoundError(f"{has}: put images into train/, ask for another split, or give splits='none' to read everything")
     more = ", or give n_val=0.1 to hold a tenth of them out" if split == "val" else ""
     raise ValueError(f"there is no part for {split}; {has}. Put images into {split}/{more}")
 
@@ -205,7 +207,8 @@ def _make_folder(task):
         raise ValueError(f"{layout.root} is not as it was when it was looked at: load it again")
     return make_from_records(task, _folder_records(task.config, task.split), [layout.hashes[i] for i in index])
 
-_FOLDER = dict(resumable=True, splits=FOLDER_SPLITS, identify=_folder_identity, records=_folder_records, source=_folder_source, describe=_folder_facts)
+_FOLDER = dict(resumable=True, splits=FOLDER_SPLITS, identify=_folder_identity, records=_folder_records, source=_folder_source,
+               describe=_folder_facts)
 
 # %% ../../nbs/data/08_sources.ipynb #cell-14
 @register_dataset("folder", image_size=64, target="PATH", **_FOLDER,
@@ -218,7 +221,8 @@ def make_folder(
 
 # %% ../../nbs/data/08_sources.ipynb #cell-17
 @register_dataset("celebahq", image_size=256, **_FOLDER, options=dict(n_val=None, split_seed=0),
-                  layout="train/{female,male}/*.jpg and val/{female,male}/*.jpg (the layout of StarGAN v2), or CelebA-HQ-img/*.jpg (of CelebAMask-HQ)")
+                  layout="train/{female,male}/*.jpg and val/{female,male}/*.jpg (the layout of StarGAN v2), or CelebA-HQ-img/*.jpg (of "
+                         "CelebAMask-HQ)")
 def make_celebahq(
     task:BuildTask,  # which split, where to
 ) -> dict:  # what to record
@@ -234,7 +238,8 @@ def split_records(
 ) -> Records:
     "The records of a split. Raises `ValueError` if there is none, or if one is to be held out although the data have it."
     parts = {s: p for s, p in parts.items() if p is not None}
-    if "val" in parts and n_val not in (None, "auto"): raise ValueError(f"n_val={n_val!r} was given, but the data bring their own validation split")
+    if "val" in parts and n_val not in (None, "auto"):
+        raise ValueError(f"n_val={n_val!r} was given, but the data bring their own validation split")
     if "val" not in parts and "train" in parts and (n := n_held_out(n_val, len(parts["train"]))):
         train = parts["train"]
         labels = np.full(len(train), -1) if train.labels is None else train.labels
@@ -260,8 +265,8 @@ RECORD_SPLITS = ("train", "val", "test")
 def shards_of(
     root,  # the data set's folder
     kind:str,  # "parquet" or "webdataset"
-) -> tuple[dict, list]:  # split -> entries of its shards, everything "train" if no name speaks of a split; paths that speak of none while others do
-    "Shards below a folder by split. Raises `FileNotFoundError` if there are none, or none for training."
+) -> tuple[dict, list]:  # split -> entries of its shards; paths of shards in no split
+    "Shards below a folder by split, all for training if no name speaks of one. Raises `FileNotFoundError` if there are none for training."
     extension = _SHARDS[kind][0]
     entries = [e for e in list_files(root) if e.path.lower().endswith(extension)]
     if not entries: raise FileNotFoundError(f"there are no {extension} files in {root}")
@@ -356,10 +361,12 @@ def read_val_labels(
         words = re.split(r"[,\s]+", line.strip())
         if words == [""] or i == 0 and words[0] == "ImageId": continue
         if len(words) < 2:
-            raise ValueError(f"{path}, line {i + 1}: {line!r} is not a file name and its class. A list of numbers alone (the development kit's "
-                             "ground truth) counts classes in another order; use a list that names files, such as LOC_val_solution.csv")
+            raise ValueError(f"{path}, line {i + 1}: {line!r} is not a file name and its class. A list of numbers alone (the development "
+                             "kit's ground truth) counts classes in another order; use a list that names files, such as "
+                             "LOC_val_solution.csv")
         label = number.get(words[1], int(words[1]) if words[1].isdigit() else -1)
-        if not 0 <= label < len(classes): raise ValueError(f"{path}, line {i + 1}: there is no class {words[1]!r} among the {len(classes)} of train/")
+        if not 0 <= label < len(classes):
+            raise ValueError(f"{path}, line {i + 1}: there is no class {words[1]!r} among the {len(classes)} of train/")
         labels[Path(words[0]).stem] = label
     return labels
 
@@ -426,7 +433,8 @@ def _imagenet(of_folders, of_shards):
     def answer(config, split):
         kind = _imagenet_kind(config)
         if kind == "folders": return of_folders(config, split)
-        if config.options["val_labels"]: raise ValueError(f"val_labels={config.options['val_labels']!r} is for folders; shards bring their labels")
+        if config.options["val_labels"]:
+            raise ValueError(f"val_labels={config.options['val_labels']!r} is for folders; shards bring their labels")
         return of_shards(config, split, data_root(config), kind)
     return answer
 
@@ -439,8 +447,8 @@ _imagenet_records = _imagenet(_imagenet_folder_records, _shard_records)
 @register_dataset("imagenet", image_size=256, resumable=True, options=dict(val_labels=None), records=_imagenet_records,
                   identify=_imagenet(_imagenet_folder_identity, lambda config, split, root, kind: _shard_identity(config, root, kind)),
                   source=_imagenet(_imagenet_source, _shard_source), describe=_imagenet(_imagenet_folder_facts, _shard_facts),
-                  layout="train/n*/*.JPEG and val/ (with the same class folders, or flat with a list of labels), or parquet files, or WebDataset "
-                         "tars, with 'train' and 'val' in their names")
+                  layout="train/n*/*.JPEG and val/ (with the same class folders, or flat with a list of labels), or parquet files, or "
+                         "WebDataset tars, with 'train' and 'val' in their names")
 def make_imagenet(
     task:BuildTask,  # which split, where to
 ) -> dict:  # what to record
@@ -486,12 +494,15 @@ def _identify_hf(config, split):
 
 def _hf_source(config, split):
     on_disk = _hf_folder(config)
-    return dict(root=str(on_disk) if on_disk.is_dir() else config.name, state=config.settings(split)["fingerprint"] if on_disk.is_dir() else None)
+    if not on_disk.is_dir(): return dict(root=config.name, state=None)
+    return dict(root=str(on_disk), state=config.settings(split)["fingerprint"])
+
+def _hf_facts(config, split): return _record_facts(config.once("parts", lambda: _hf_record_parts(config)))
 
 @register_dataset("hf", image_size=256, target="OWNER/NAME", resumable=True, splits=RECORD_SPLITS, identify=_identify_hf, source=_hf_source,
-                  records=_hf_split_records, describe=lambda config, split: _record_facts(config.once("parts", lambda: _hf_record_parts(config))),
-                  options=dict(image="image", label="label", id="id", train_split="train", val_split=None, config=None, revision=None, n_val=None,
-                               split_seed=0))
+                  records=_hf_split_records, describe=_hf_facts,
+                  options=dict(image="image", label="label", id="id", train_split="train", val_split=None, config=None, revision=None,
+                               n_val=None, split_seed=0))
 def make_hf(
     task:BuildTask,  # which split, where to
 ) -> dict:  # what to record

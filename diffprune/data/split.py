@@ -12,7 +12,6 @@ import math
 import re
 
 import numpy as np
-import pandas as pd
 
 # %% ../../nbs/data/00_split.ipynb #79ee0cc5
 LARGEST_LABEL = 1_000_000  # a larger number is an id or a measurement, not a class
@@ -26,7 +25,7 @@ def _plain(value):
     value = value.item() if isinstance(value, np.generic) else value.decode() if isinstance(value, bytes) else value
     if isinstance(value, (str, int)): return value or None if isinstance(value, str) else int(value)
     if isinstance(value, float): return None if math.isnan(value) else int(value) if value.is_integer() else value
-    return None if value is None or value is pd.NA or value is pd.NaT else repr(value).encode()
+    return None if value is None or type(value).__name__ in ("NAType", "NaTType") else repr(value).encode()  # pandas has names for nothing
 
 def _fault(value, kind, names):
     "Why a value is no label among values of `kind`, or an empty text."
