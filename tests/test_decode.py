@@ -265,13 +265,13 @@ def test_work_continues_after_a_torn_journal_line(tmp_path):
 
 
 def test_nothing_readable_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="none of 2 files could be read.*r000: not an image"): decode_records(tmp_path, records([b"x", b""]), 8)
-    with pytest.raises(ValueError, match="no files"): decode_records(tmp_path, records([]), 8)
+    with pytest.raises(ValueError, match="none of 2 images could be read.*r000: not an image"): decode_records(tmp_path, records([b"x", b""]), 8)
+    with pytest.raises(ValueError, match="no images"): decode_records(tmp_path, records([]), 8)
 
 
 def test_warns_of_left_out_files(tmp_path, caplog):
     decode_records(tmp_path, records([flat(1), b"x"]), 8)
-    assert "1 of 2 files were left out" in caplog.text and "r001" in caplog.text
+    assert "1 of 2 images were left out" in caplog.text and "r001" in caplog.text
 
 
 def test_drop_rows_in_blocks(tmp_path):

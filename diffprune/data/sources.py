@@ -117,8 +117,7 @@ def take_records(
     index,  # (M,) positions
 ) -> Records:
     "The records at `index`."
-    pick = lambda values: [values[i] for i in index]
-    return replace(records, ids=pick(records.ids), paths=pick(records.paths), where=pick(records.where), labels=np.asarray(records.labels)[index])
+    return records.take(index)
 
 def split_records(
     parts,  # {"train": Records, "val": Records or None}
