@@ -1,13 +1,10 @@
 """Decoding: every odd file is read right or left out with a reason, and a killed run goes on where it stopped."""
-import io
 import json
 import os
 import signal
-import struct
 import subprocess
 import sys
 import time
-import zlib
 from functools import partial
 from pathlib import Path
 
@@ -15,18 +12,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from odd_images import cells, encoded
+from PIL import Image, ImageFile, features
 
-from diffprune.data.decode import Records, center_crop, decode_bytes, decode_records, drop_rows, read_journal, to_array, to_rgb
+from diffprune.data.decode import (
+    Decoded, Records, center_crop, decode_bytes, decode_records, drop_rows, image_formats, named_like_image, read_journal, to_array, to_rgb,
+)
 
 GRADIENT = np.tile(np.linspace(0, 255, 32).astype(np.uint8), (24, 1))  # 24 high, 32 wide
 RGB = np.stack([GRADIENT, GRADIENT[:, ::-1], np.full_like(GRADIENT, 90)], -1)
-
-
-def encoded(image, format, **kwargs):
-    buffer = io.BytesIO()
-    image.save(buffer, format, **kwargs)
-    return buffer.getvalue()
 
 
 def pixels(data, size=None):
@@ -47,18 +41,55 @@ def test_sixteen_bit_grey_is_scaled_not_clipped():
         assert np.array_equal(got[..., 0], GRADIENT) and np.array_equal(got[..., 0], got[..., 2])
 
 
-def png16(array, colour_type):
-    "A PNG of 16 bits a channel, which Pillow cannot write: (H, W, C) uint16."
-    def chunk(kind, body): return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-    h, w = array.shape[:2]
-    rows = b"".join(b"\0" + array[y].astype(">u2").tobytes() for y in range(h))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, 16, colour_type, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+CELLS = list(cells())
 
 
-def test_sixteen_bit_colour_keeps_its_range():
-    assert np.array_equal(pixels(png16(RGB.astype(np.uint16) * 257, 2)), RGB)
-    see_through = np.dstack([RGB, np.zeros_like(GRADIENT)]).astype(np.uint16) * 257
-    assert (pixels(png16(see_through, 6)) == 255).all()
+@pytest.mark.parametrize("name,data,seen,tolerance", CELLS, ids=[c[0] for c in CELLS])
+def test_every_mode_of_every_container(name, data, seen, tolerance):
+    "Read right, by formulas in numpy, or left out with the reason."
+    out, facts = decode_bytes(data, None)
+    if isinstance(seen, str): assert out is None and seen in facts["reason"], facts
+    else: assert facts["reason"] == "" and np.abs(out.transpose(1, 2, 0) - seen).max() <= tolerance
+
+
+def test_the_table_of_modes_is_complete():
+    containers, modes = ({f(name) for name, *_ in CELLS} for f in (lambda n: n.split()[0], lambda n: n.partition("from mode ")[2]))
+    assert {"PNG", "TIFF", "WEBP", "AVIF", "JPEG", "PPM", "PGM", "PBM", "PFM", "GIF"} <= containers
+    assert set(Image.MODES) - modes == {"La"}, "La can be written to nothing; there is a TIFF of it by hand"
+
+
+def test_the_list_of_extensions_holds_what_can_be_opened():
+    assert all(named_like_image(f"a{e}") for e in (".png", ".jpg", ".jpeg", ".JPEG", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".pgm", ".ppm", ".ico", ".tga"))
+    assert named_like_image("a.avif") == features.check("avif") and named_like_image("a.jp2") == features.check("jpg_2000")
+    stubs = [name for name, (factory, _) in Image.OPEN.items() if isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile)]
+    assert {"HDF5", "GRIB", "BUFR"} <= set(stubs) and not set(stubs) & set(image_formats())
+    for e in (".pdf", ".h5", ".hdf", ".mpg", ".mpeg", ".eps", ".ps", ".palm", ".wmf", ".grib", ".txt", ".json", ""): assert not named_like_image("a" + e)
+
+
+WRITABLE = sorted(f for f in image_formats() if f in Image.SAVE)
+
+
+@pytest.mark.parametrize("format", WRITABLE)
+def test_every_format_on_the_list_is_read(format):
+    assert len(WRITABLE) >= 20
+    for mode in ("RGB", "P", "L", "1", "F"):  # some formats take one of them only
+        image = Image.new("RGB", (128, 128), (204, 204, 204)).convert(mode)
+        try: data = encoded(image, format, **({"quality": 100} if format in ("JPEG", "AVIF", "WEBP") else {}))
+        except (OSError, ValueError, KeyError): continue
+        out, facts = decode_bytes(data, None)
+        if mode == "F" or format == "SPIDER": assert "floats" in facts["reason"]
+        else: assert facts["reason"] == "" and (mode == "1" or np.abs(out.astype(int) - 204).max() <= 5)
+        return
+    pytest.fail("cannot be written in any mode")
+
+
+def test_a_plugin_that_registers_a_format_is_asked(monkeypatch):
+    class Own(ImageFile.ImageFile):
+        format, format_description = "OWN", "a picture of one pixel"
+        def _open(self): self._mode, self._size, self.tile = "L", (1, 1), [ImageFile._Tile("raw", (0, 0, 1, 1), 3, "L")]
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN)); monkeypatch.setattr(Image, "ID", list(Image.ID)); monkeypatch.setattr(Image, "EXTENSION", dict(Image.EXTENSION))
+    Image.register_open("OWN", Own, lambda prefix: prefix.startswith(b"OWN")); Image.register_extension("OWN", ".own")
+    assert named_like_image("a.own") and decode_bytes(b"OWN\x09", None)[0].ravel().tolist() == [9, 9, 9]
 
 
 def test_cmyk_keeps_its_colours():
@@ -84,12 +115,18 @@ def test_transparency_shows_white_not_what_lies_beneath():
     assert (pixels(encoded(Image.fromarray(rgba), "PNG")) == 255).all()
 
 
-@pytest.mark.parametrize("orientation,turn", [(1, lambda a: a), (3, lambda a: a[::-1, ::-1]), (6, lambda a: np.rot90(a, -1)), (8, lambda a: np.rot90(a))])
-def test_exif_rotation_is_applied(orientation, turn):
+TURNS = {1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1], 5: lambda a: a.swapaxes(0, 1),
+         6: lambda a: np.rot90(a, -1), 7: lambda a: a[::-1, ::-1].swapaxes(0, 1), 8: lambda a: np.rot90(a)}
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("format,options,tolerance", [("PNG", {}, 0), ("TIFF", {}, 0), ("WEBP", dict(lossless=True), 0), ("JPEG", dict(quality=100, subsampling=0), 4),
+                                                      ("AVIF", dict(quality=100, subsampling="4:4:4"), 6)])
+def test_exif_rotation_is_applied_in_every_container(format, options, tolerance, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    got = pixels(encoded(Image.fromarray(RGB), "PNG", exif=exif))
-    assert np.array_equal(got, turn(RGB))
+    got = pixels(encoded(Image.fromarray(RGB), format, exif=exif, **options))
+    assert np.abs(got - TURNS[orientation](RGB).astype(int)).max() <= tolerance
 
 
 def test_first_frame_of_an_animation():
@@ -116,13 +153,23 @@ def test_bad_files_have_a_reason_and_no_pixels(case):
     assert out is None and facts["reason"], facts
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.binary(max_size=200), st.sampled_from([JPEG, PNG]), st.integers(0, 3000))
-def test_no_bytes_ever_raise(junk, base, place):
-    damaged = base[:place % len(base)] + junk + base[place % len(base) + len(junk):]
+WHOLE = [JPEG, PNG, *(data for name, data, seen, _ in CELLS if not isinstance(seen, str))]
+
+
+@settings(max_examples=int(os.environ.get("DIFFPRUNE_FUZZ", 300)), deadline=None)
+@given(st.sampled_from(WHOLE), st.floats(0, 1), st.binary(max_size=200), st.sampled_from(["cut", "overwrite", "insert", "remove"]))
+def test_damaged_files_have_pixels_or_a_reason(base, place, junk, how):
+    "Under `make fuzz`, DIFFPRUNE_FUZZ says how many files. A crash of a decoder would end the whole test run."
+    at = int(place * len(base))
+    damaged = dict(cut=base[:at], overwrite=base[:at] + junk + base[at + len(junk):], insert=base[:at] + junk + base[at:], remove=base[:at] + base[at + len(junk):])[how]
     out, facts = decode_bytes(damaged, 16)
-    assert (out is None) == bool(facts["reason"])
-    assert out is None or out.shape == (3, 16, 16)
+    assert (out is None) == bool(facts["reason"]) and facts["sha256"]
+    assert out is None or out.shape == (3, 16, 16) and out.dtype == np.uint8
+
+
+def test_what_was_decoded_before_is_passed_on():
+    before = Decoded(np.zeros((3, 4, 4), np.uint8), dict(width=9, height=9, sha256="x", reason=""))
+    assert decode_bytes(before, 4) is before
 
 
 @settings(max_examples=40, deadline=None)

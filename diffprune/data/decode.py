@@ -83,7 +83,7 @@ def to_rgb(
         raise ValueError(f"pixels are {'floats' if image.mode == 'F' else 'wide integers'}, whose range is unknown")
     if image.has_transparency_data:
         clear = image.info.get("transparency")
-        if raw.startswith("RGB;16") and clear: raise ValueError("16-bit colour with a transparent colour: only 8 bits of its pixels are known")
+        if raw.startswith("RGB;16") and clear: raise ValueError("transparent colour in 16 bits, of which only 8 are known")
         if raw in ("L;2", "L;4"): image.info["transparency"] = clear * (85 if raw == "L;2" else 17)
         image = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -283,7 +283,8 @@ def _finish_manifest(folder, records, done):
     bad = manifest[manifest["reason"] != ""]
     if len(bad) == len(manifest):
         raise ValueError(f"none of {len(bad)} images could be read; {bad['path'].iloc[0]}: {bad['reason'].iloc[0]}")
-    if len(bad): log.warning("%d of %d images were left out (the manifest says why); %s: %s", len(bad), len(manifest), *bad.iloc[0][["path", "reason"]])
+    if len(bad):
+        log.warning("%d of %d images were left out (the manifest says why); %s: %s", len(bad), len(manifest), *bad.iloc[0][["path", "reason"]])
     for note in records.notes: log.warning(note)
     if records.ignored: pd.DataFrame(records.ignored, columns=["path", "reason"]).to_parquet(folder/"ignored.parquet", index=False)
     manifest.to_parquet(folder/"manifest.parquet", index=False)
