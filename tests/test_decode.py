@@ -59,7 +59,7 @@ def test_the_table_of_modes_is_complete():
 
 
 def test_the_list_of_extensions_holds_what_can_be_opened():
-    assert all(named_like_image(f"a{e}") for e in (".png", ".jpg", ".jpeg", ".JPEG", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".pgm", ".ppm", ".ico", ".tga"))
+    assert all(named_like_image(f"a{e}") for e in (".png", ".jpg", ".jpeg", ".JPEG", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".pgm", ".ppm", ".ico", ".tga", ".mpo"))
     assert named_like_image("a.avif") == features.check("avif") and named_like_image("a.jp2") == features.check("jpg_2000")
     stubs = [name for name, (factory, _) in Image.OPEN.items() if isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile)]
     assert {"HDF5", "GRIB", "BUFR"} <= set(stubs) and not set(stubs) & set(image_formats())

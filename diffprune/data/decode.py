@@ -41,7 +41,7 @@ def _openable(n_known):
     for name, (factory, accept) in Image.OPEN.items():
         stub = isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile)
         if not stub and name not in _NOT_PICTURES and (name not in _NEEDS or features.check(_NEEDS[name])): found[name] = accept is None
-    return sorted(found, key=lambda name: (found[name], name))
+    return sorted(found, key=lambda name: (found[name], name)) + ["MPO"] * ("JPEG" in found)  # several JPEGs in one, opened as the first
 
 def image_formats() -> list[str]:  # Pillow's names, such as "PNG"
     "Formats of images that can be opened here."
