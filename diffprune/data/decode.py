@@ -41,7 +41,7 @@ def _openable(n_known):
     for name, (factory, accept) in Image.OPEN.items():
         stub = isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile)
         if not stub and name not in _NOT_PICTURES and (name not in _NEEDS or features.check(_NEEDS[name])): found[name] = accept is None
-    return sorted(found, key=lambda name: (found[name], name)) + ["MPO"] * ("JPEG" in found)  # several JPEGs in one, opened as the first
+    return sorted(found, key=lambda name: (found[name], name))
 
 def image_formats() -> list[str]:  # Pillow's names, such as "PNG"
     "Formats of images that can be opened here."
@@ -52,7 +52,8 @@ def named_like_image(
     path:str,  # only its extension matters
 ) -> bool:
     "Whether the extension is that of a format that can be opened here, in upper or lower case."
-    return Image.registered_extensions().get(os.path.splitext(path)[1].lower()) in image_formats()
+    format = Image.registered_extensions().get(os.path.splitext(path)[1].lower())
+    return dict(MPO="JPEG").get(format, format) in image_formats()  # Pillow opens several JPEGs in one file (.mpo) as a JPEG
 
 # %% ../../nbs/data/01_decode.ipynb #eaac14d4
 _FULL_RANGE = ("PNG", "ICO", "ICNS", "TIFF", "PPM", "JPEG2000", "IM", None)  # formats whose 16-bit grey ends in white; None: made in memory
