@@ -285,7 +285,8 @@ def _finish_manifest(folder, records, done):
     if len(bad) == len(manifest):
         raise ValueError(f"none of {len(bad)} images could be read; {bad['path'].iloc[0]}: {bad['reason'].iloc[0]}")
     if len(bad):
-        log.warning("%d of %d images were left out (the manifest says why); %s: %s", len(bad), len(manifest), *bad.iloc[0][["path", "reason"]])
+        path, reason = bad.iloc[0][["path", "reason"]]
+        log.warning("%d of %d images were left out (the manifest says why); %s: %s", len(bad), len(manifest), path, reason)
     for note in records.notes: log.warning(note)
     if records.ignored: pd.DataFrame(records.ignored, columns=["path", "reason"]).to_parquet(folder/"ignored.parquet", index=False)
     manifest.to_parquet(folder/"manifest.parquet", index=False)
