@@ -19,8 +19,9 @@ from ..core.store import digest, file_digest
 from .datasets import BuildTask, DataConfig, register_dataset, write_samples
 from .decode import Records, decode_records
 from .folders import class_names, file_records, fingerprint, list_files, named_like_image, split_folder
-from .shards import hf_records, parquet_records, shard_split, tar_records
+from .shards import shard_split, tar_records
 from .split import stratified_split
+from .tables import hf_records, parquet_records
 
 # %% ../../nbs/data/05_sources.ipynb #cell-5
 def data_root(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LARGEST_LABEL', 'SPLIT_WORDS', 'number_labels', 'check_ids', 'split_of', 'hash_order', 'largest_remainder',
-           'stratified_split']
+           'n_held_out', 'stratified_split']
 
 # %% ../../nbs/data/00_split.ipynb #cell-2
 import hashlib
@@ -16,6 +16,8 @@ import pandas as pd
 
 # %% ../../nbs/data/00_split.ipynb #79ee0cc5
 LARGEST_LABEL = 1_000_000  # a larger number is an id or a measurement, not a class
+
+def _called(place, i): return place.format(i) if isinstance(place, str) else place[i]
 
 def _shown(value): return value.decode() if isinstance(value, bytes) else repr(value)
 
@@ -39,7 +41,7 @@ def _fault(value, kind, names):
 def number_labels(
     values,  # N labels: whole numbers or names; missing ones are None, NaN or empty
     names=(),  # names of classes 0, 1, ... if the source knows them
-    place:str="row {}",  # how an error calls the value at a position
+    place:str|list="row {}",  # how an error calls the value at a position, or what it calls each of the N
     missing:bool=False,  # whether some may be missing; they get -1
 ) -> tuple[np.ndarray, list[str]]:  # (N,) int64, -1 where there is none; names of classes
     "Labels as numbers, and the names of the classes. Raises `ValueError` that names the row of a missing label or of a value that is none."
@@ -48,11 +50,11 @@ def number_labels(
     if not known: return np.full(len(values), -1), names
     absent = [i for i, v in enumerate(values) if v is None]
     if absent and not missing:
-        raise ValueError(f"{place.format(absent[0])} has no label ({len(absent)} of {len(values)} have none): give each a label, "
+        raise ValueError(f"{_called(place, absent[0])} has no label ({len(absent)} of {len(values)} have none): give each a label, "
                          "leave those samples out, or read without labels (label=None)")
     kind = str if 2 * sum(isinstance(v, str) for v in known) > len(known) else int
     for i, v in enumerate(values):
-        if v is not None and (fault := _fault(v, kind, names)): raise ValueError(f"{place.format(i)}: label {_shown(v)} {fault}")
+        if v is not None and (fault := _fault(v, kind, names)): raise ValueError(f"{_called(place, i)}: label {_shown(v)} {fault}")
     names = names or (sorted(set(known)) if kind is str else [str(i) for i in range(max(known) + 1)])
     number = {name: i for i, name in enumerate(names)}
     return np.array([-1 if v is None else number[v] if kind is str else v for v in values], dtype=np.int64), names
@@ -100,6 +102,20 @@ def largest_remainder(
     first = np.argsort(-(exact - quota), kind="stable")[:total - quota.sum()]
     quota[first] += 1
     return quota
+
+# %% ../../nbs/data/00_split.ipynb #c617c753
+def n_held_out(
+    n_val,  # None, a number, a fraction below 1, or "auto" for a tenth
+    n:int,  # samples
+) -> int:
+    "How many of `n` samples go to validation: one at least, if any are asked for. Raises `ValueError` for what is no such number."
+    if n_val is None: return 0
+    if n_val == "auto": n_val = 0.1
+    if isinstance(n_val, (str, bool)) or n_val < 0 or n_val >= 1 and n_val != int(n_val):
+        raise ValueError(f"n_val={n_val!r}: give a number of images, a fraction below 1, 'auto' for a tenth, or None to hold nothing out")
+    if n_val >= n: raise ValueError(f"n_val={n_val} of {n} samples: it must leave one for training")
+    if n_val == 0: return 0
+    return max(1, round(n_val * n)) if n_val < 1 else int(n_val)
 
 # %% ../../nbs/data/00_split.ipynb #cell-15
 def stratified_split(
