@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors and type checkers
     from .core.store import Store as Store
-    from .data.datasets import ImageDataset as ImageDataset
     from .data.datasets import load_dataset as load_dataset
     from .data.datasets import register_dataset as register_dataset
+    from .data.images import ImageDataset as ImageDataset
     from .features.embed import embed_images as embed_images
     from .features.embed import load_backbone as load_backbone
     from .metrics.evaluate import evaluate as evaluate
@@ -30,7 +30,8 @@ if TYPE_CHECKING:  # for editors and type checkers
     from .study.study import Study as Study
 
 _DOOR = {  # home -> names
-    "data.datasets": ("load_dataset", "register_dataset", "ImageDataset"),
+    "data.datasets": ("load_dataset", "register_dataset"),
+    "data.images": ("ImageDataset",),
     "features.embed": ("load_backbone", "embed_images"),
     "pruning.select": ("RandomPruner", "ScorePruner", "Selection", "select"),
     "pruning.cluster_pruners": ("ClusterPruner",),
