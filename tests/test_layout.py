@@ -102,3 +102,15 @@ def test_parameters_tag_survives_cleaning(tmp_path):
                    check=True, cwd=ROOT)
     cells = json.loads(copy.read_text(encoding="utf-8"))["cells"]
     assert any("parameters" in c["metadata"].get("tags", []) for c in cells)
+
+
+def test_a_public_name_means_one_thing():
+    homes = {}
+    for path in (ROOT / "diffprune").rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            patched = any(isinstance(n, ast.Name) and n.id == "patch" for d in getattr(node, "decorator_list", []) for n in ast.walk(d))
+            named = [] if patched else [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else []
+            if isinstance(node, ast.Assign): named = [n.id for t in node.targets for n in ast.walk(t) if isinstance(n, ast.Name)]
+            for name in named:
+                if not name.startswith("_") and name not in ("log", "d"): homes.setdefault(name, set()).add(path.relative_to(ROOT).as_posix())
+    assert {n: sorted(h) for n, h in homes.items() if len(h) > 1} == {}

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KEEPS', 'QUOTAS', 'n_kept', 'seed_from', 'proportional_quotas', 'balanced_quotas', 'lifted_quotas', 'group_quotas',
-           'cell_quotas', 'check_scores', 'codes_of', 'check_ids', 'window', 'select', 'seats_for', 'Selection',
-           'Pruner', 'RandomPruner', 'ScorePruner']
+           'cell_quotas', 'check_scores', 'codes_of', 'window', 'select', 'seats_for', 'Selection', 'Pruner',
+           'RandomPruner', 'ScorePruner']
 
 # %% ../../nbs/pruning/03_select.ipynb #cell-3
 import hashlib
@@ -144,7 +144,7 @@ def codes_of(
     return np.unique(np.asarray(values), return_inverse=True)[1]
 
 # %% ../../nbs/pruning/03_select.ipynb #cell-27
-def check_ids(ids, n:int) -> np.ndarray:
+def _checked_ids(ids, n:int) -> np.ndarray:
     "Ids as an array; positions for None. Raises a ValueError for a wrong number, or ids that are not unique."
     if ids is None: return np.arange(n)
     ids = np.asarray(ids)
@@ -192,7 +192,7 @@ def select(
     table = np.bincount(cells, minlength=(label.max() + 1) * (group.max() + 1)).reshape(label.max() + 1, -1)
     seats, pruning_ratio = seats_for(n, pruning_ratio, quotas, table.sum(0))
     per_cell = cell_quotas(table, seats, pruning_ratio, keep, quotas, min_per_class, seed)
-    return window(scores, cells, per_cell.ravel(), keep, uniform_keys(check_ids(ids, n), seed, "ties"))
+    return window(scores, cells, per_cell.ravel(), keep, uniform_keys(_checked_ids(ids, n), seed, "ties"))
 
 # %% ../../nbs/pruning/03_select.ipynb #cell-30
 def seats_for(
@@ -281,7 +281,7 @@ def fit(
     X = self._check(X)
     if self.stratify and y is None: raise ValueError("stratify=True needs class labels: fit(X, y)")
     if self.keep not in KEEPS: raise ValueError(f"keep={self.keep!r}; known are {', '.join(KEEPS)}")
-    self.ids_, self.labels_, self.seed_ = check_ids(ids, self._count(X)), y if self.stratify else None, seed_from(self.random_state)
+    self.ids_, self.labels_, self.seed_ = _checked_ids(ids, self._count(X)), y if self.stratify else None, seed_from(self.random_state)
     self.groups_ = None
     self._fit(X)
     return self
@@ -303,7 +303,7 @@ class RandomPruner(Pruner):
     ) -> np.ndarray:  # float64, (N,)
         "Random scores of samples, the same for the same id."
         check_is_fitted(self, "seed_")
-        return uniform_keys(check_ids(ids, len(X)), self.seed_, "random") / 2.0**64
+        return uniform_keys(_checked_ids(ids, len(X)), self.seed_, "random") / 2.0**64
 
 # %% ../../nbs/pruning/03_select.ipynb #cell-47
 class ScorePruner(Pruner):
