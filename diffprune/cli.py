@@ -53,23 +53,31 @@ def pruner_for(
 def prune(
     folder:Path = typer.Argument(..., help="Folder of images, with or without class folders."),
     pruning_ratio:float = typer.Option(..., "--pruning-ratio", "-r", help="Share to drop, in [0, 1)."),
-    output:Path = typer.Option(..., "--output", "-o", help="CSV to write: id, label, score, kept."),
+    output:Path = typer.Option(..., "--output", "-o", help="CSV to write: id, path, label, score, kept."),
     method:str = typer.Option("cluster_lite0", help="random, cluster_<backbone>, balanced_<backbone>, each also with _mid or _inv."),
     clusters:int = typer.Option(24, help="Number of clusters."),
     seed:int = typer.Option(0, help="Of the method and of ties."),
     image_size:int = typer.Option(224, help="Images are decoded to this size, in pixels, for the backbone."),
     weights:Path | None = typer.Option(None, help="Local file of the backbone's weights."),
     device:str = typer.Option("cpu", help="Device of the backbone."),
+    splits:str = typer.Option("auto", help="Whether folders called like splits are splits: auto, folders or none."),
+    labels:str = typer.Option("auto", help="Where classes come from: auto, folders or none."),
 ):
     "Choose which images of a folder to keep."
     try:
         pruner, backbone = pruner_for(method, clusters, seed)
-        data = load_dataset(f"folder:{folder.resolve()}", image_size=image_size, n_val=0)
+        data = load_dataset(folder.resolve(), image_size=image_size, splits=splits, labels=labels)
+        report = data.report()
+        typer.echo(report)
+        others = {name: n for name, n in report.splits.items() if name != "train"}
+        part = f"the part for training, not {' and '.join(others)}" if others else "everything"
+        typer.echo(f"pruning {part}: {len(data)} images")
         X = embed_images(load_backbone(backbone, weights, device), data) if backbone else data.ids
         chosen = pruner.fit(X, ids=data.ids).select(pruning_ratio)
         label = [data.classes[i] if i >= 0 else "" for i in data.labels]
         with temporary_path(output) as tmp:
-            pd.DataFrame(dict(id=data.ids, label=label, score=chosen.scores, kept=chosen.mask)).to_csv(tmp, index=False)
+            pd.DataFrame(dict(id=data.ids, path=data.paths, label=label, score=chosen.scores, kept=chosen.mask)).to_csv(
+                tmp, index=False, errors="surrogateescape")
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as e: _fail(e)
     typer.echo(f"kept {len(chosen)} of {len(data)} images; the list is in {output}")
 
