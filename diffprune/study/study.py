@@ -57,7 +57,7 @@ class Study:
         workers:int|None=None,  # runs at a time on each device; by default DIFFPRUNE_WORKERS, or else one on a GPU, one a core on a CPU
     ):
         settings = load_preset(preset, dataset, overrides)
-        config = dataset_config(dataset, settings.image_size, root, **settings.data)
+        config = dataset_config(dataset, settings.image_size, root, **settings.data).with_validation()
         methods, metrics_backbone = settings.methods if methods is None else methods, metrics_backbone or settings.metrics_backbone
         self.runs = grid(methods, ratios, seeds)
         parse_backbone(metrics_backbone)
