@@ -69,7 +69,7 @@ def _one_device(device):
 def prune(
     folder:Path = typer.Argument(..., help="Folder of images, with or without class folders."),
     pruning_ratio:float = typer.Option(..., "--pruning-ratio", "-r", help="Share to drop, from 0 up to but not including 1."),
-    output:Path = typer.Option(..., "--output", "-o", help="CSV to write: id, label, score, kept."),
+    output:Path = typer.Option(..., "--output", "-o", help="CSV to write: id, path, label, score, kept."),
     method:str = typer.Option("cluster_lite0", "--method", "-m", help="Name of a method, see `diffprune methods`; _mid or _inv after it "
                               "keeps the middle or the low end of its ranking."),
     clusters:int | None = typer.Option(None, min=1, help="Number of clusters, for methods that have them; 24 by default."),
@@ -77,36 +77,45 @@ def prune(
     image_size:int = typer.Option(224, min=1, help="Side of the decoded images, in pixels."),
     weights:Path | None = typer.Option(None, help="Local file with the backbone's weights."),
     device:str = typer.Option("cpu", help="Device of the backbone: cpu, cuda, cuda:1, mps."),
+    splits:str = typer.Option("auto", help="Whether folders called like splits are splits: auto, folders or none."),
+    labels:str = typer.Option("auto", help="Where classes come from: auto, folders or none."),
 ):
-    "Choose which images of a folder to keep."
+    "Choose which images of a folder to keep; of a folder with splits, those of its training part."
     with _in_one_line():
         from diffprune.pruning.select import n_kept
         n_kept(1, pruning_ratio)
         pruner, backbone = _folder_pruner(method, clusters, seed)
         _check_place(folder, output)
-        chosen, data = _choose(folder, pruner, backbone, pruning_ratio, image_size, weights, device)
+        options = dict(image_size=image_size, splits=splits, labels=labels)
+        chosen, data = _choose(folder, options, pruner, backbone, pruning_ratio, weights, device)
         _write_choice(chosen, data, output)
     typer.echo(f"kept {len(chosen)} of {len(data)} images; the list is in {output}")
 
 # %% ../nbs/cli.ipynb #cell-16
-def _choose(folder, pruner, backbone, pruning_ratio, image_size, weights, device):
-    "The selection, and the data set it was made from."
+def _choose(folder, options, pruner, backbone, pruning_ratio, weights, device):
+    "The selection, and the data set it was made from; says what was read and which part of it is pruned."
     from diffprune.data.datasets import load_dataset
     if backbone:
         from diffprune.features.embed import embed_images, load_backbone
         network = load_backbone(backbone, weights, _one_device(device))
-    data = load_dataset(f"folder:{folder.resolve()}", image_size=image_size, n_val=0)
+    data = load_dataset(folder.resolve(), **options)
+    report = data.report()
+    typer.echo(report)
+    others = [name for name in report.splits if name != "train"]
+    part = f"the part for training, not {' and '.join(others)}" if others else "everything"
+    typer.echo(f"pruning {part}: {len(data)} images")
     X = embed_images(network, data) if backbone else data.ids
     return pruner.fit(X, ids=data.ids).select(pruning_ratio), data
 
 def _write_choice(chosen, data, output):
-    "One row per image: id, label, score, kept."
+    "One row per image: id, path, label, score, kept."
     import pandas as pd
 
     from diffprune.core.store import temporary_path
     label = [data.classes[i] if i >= 0 else "" for i in data.labels]
     with temporary_path(output) as tmp:
-        pd.DataFrame(dict(id=data.ids, label=label, score=chosen.scores, kept=chosen.mask)).to_csv(tmp, index=False)
+        table = dict(id=data.ids, path=data.paths, label=label, score=chosen.scores, kept=chosen.mask)
+        pd.DataFrame(table).to_csv(tmp, index=False, errors="surrogateescape")
 
 # %% ../nbs/cli.ipynb #cell-24
 @app.command()
