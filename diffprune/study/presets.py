@@ -131,16 +131,17 @@ def override(
     config,  # a dataclass, possibly nested
     name:str,  # dotted name of a field, such as "train.steps"
     value,  # its new value
+    inside:str="",  # dotted name of `config` itself, for errors
 ):  # a changed copy
     "A copy of `config` with one field changed. Raises `ValueError` for an unknown field or a value of another type."
     if isinstance(config, dict): return {**config, name: value}
     head, _, rest = name.partition(".")
     known = {f.name: f for f in fields(config)}
-    if head not in known: raise ValueError(f"unknown setting {head!r} of {type(config).__name__}; the known ones are {', '.join(known)}")
+    if head not in known: raise ValueError(f"unknown setting {inside + head!r}; the known ones of {type(config).__name__} are {', '.join(known)}")
     old = getattr(config, head)
     if rest:
         if not is_dataclass(old) and not isinstance(old, dict): raise ValueError(f"{head!r} has no parts, so {name!r} means nothing")
-        return replace(config, **{head: override(old, rest, value)})
+        return replace(config, **{head: override(old, rest, value, f"{inside}{head}.")})
     return replace(config, **{head: _as_type_of(old, value, name, "None" in str(known[head].type))})
 
 def _as_type_of(old, value, name, optional):
