@@ -37,7 +37,7 @@ def run_here(name, cwd, store_root, parameters, monkeypatch):
     monkeypatch.chdir(cwd)
     nb, backend = read_nb(ROOT / f"nbs/{name}.ipynb"), matplotlib.get_backend()
     at, source = parameters_cell(nb.cells)
-    lines = [f"{k} = {int(v) if v.isdecimal() else v!r}" for k, v in parameters.items() if v is not None]  # as papermill reads a command line
+    lines = [f"{k} = {int(v) if v.isdecimal() else v!r}" for k, v in parameters.items() if v is not None]  # as papermill reads them
     try: CaptureShell(cwd).run_all(nb, exc_stop=True, inject_code="\n".join([source, *lines]), inject_idx=at)
     finally:
         plt.close("all")

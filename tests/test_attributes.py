@@ -1,3 +1,4 @@
+"""Attributes told from features: the adjustment undoes confusion, and shares come with honest intervals."""
 import numpy as np
 import pandas as pd
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import accuracy_score, confusion_matrix
 
-from diffprune.report.attributes import AttributeProbe, adjusted_shares, fit_probes, join_rare, minority_shares, share_changes
+from diffprune.report.attributes import AttributeClassifier, adjusted_shares, fit_attributes, join_rare, minority_shares, share_changes
 from diffprune.report.verdicts import seed_interval
 from diffprune.study.study import Study
 
@@ -34,27 +35,27 @@ def blobs(n, shares, seed):
 
 
 def test_more_of_a_minority_is_found_and_the_adjustment_is_nearer_the_truth():
-    probe = AttributeProbe().fit(*blobs(3000, [0.9, 0.05, 0.05], 0)).test(*blobs(3000, [0.9, 0.05, 0.05], 1))
+    reader = AttributeClassifier().fit(*blobs(3000, [0.9, 0.05, 0.05], 0)).test(*blobs(3000, [0.9, 0.05, 0.05], 1))
     found = []
     for share in (0.05, 0.15, 0.3):
         X, y = blobs(4000, [1 - 2 * share, share, share], 2)
-        row = probe.shares(X).loc["b"]
+        row = reader.shares(X).loc["b"]
         assert abs(row.adjusted - (y == "b").mean()) < abs(row.counted - (y == "b").mean())
         found.append(row.adjusted)
     assert found == sorted(found)
 
 
-def test_measures_of_the_probe_equal_scikit_learn():
+def test_measures_of_the_classifier_equal_scikit_learn():
     X, y = blobs(600, [0.5, 0.3, 0.2], 3)
-    probe = AttributeProbe().fit(*blobs(600, [0.5, 0.3, 0.2], 4)).test(X, y)
-    assert probe.accuracy_ == pytest.approx(accuracy_score(y, probe.predict(X)))
-    np.testing.assert_allclose(probe.confusion_, confusion_matrix(y, probe.predict(X), normalize="true"))
+    reader = AttributeClassifier().fit(*blobs(600, [0.5, 0.3, 0.2], 4)).test(X, y)
+    assert reader.accuracy_ == pytest.approx(accuracy_score(y, reader.predict(X)))
+    np.testing.assert_allclose(reader.confusion_, confusion_matrix(y, reader.predict(X), normalize="true"))
 
 
 def test_a_value_that_was_never_held_out_counts_as_told_rightly():
     X, y = blobs(600, [0.5, 0.3, 0.2], 5)
-    probe = AttributeProbe().fit(X, y).test(X[y != "c"], y[y != "c"])
-    assert probe.confusion_[2].tolist() == [0, 0, 1]
+    reader = AttributeClassifier().fit(X, y).test(X[y != "c"], y[y != "c"])
+    assert reader.confusion_[2].tolist() == [0, 0, 1]
 
 
 def test_rare_values_are_joined():
@@ -69,8 +70,10 @@ def test_intervals_need_two_seeds():
 
 
 def test_minorities_are_values_that_the_training_set_has_few_of():
-    truth = pd.DataFrame(dict(attribute=["hat"] * 4 + ["skin"] * 2, value=["none", "fez", "cap", "crown", "a", "b"], share=[0.8, 0.13, 0.05, 0.02, 0.8, 0.2]))
-    rows = [dict(truth.iloc[i], method="random", pruning_ratio=0.5, seed=s, counted=0.5, adjusted=a) for s in (0, 1) for i, a in enumerate((0.7, 0.1, 0.15, 0.05, 0.6, 0.4))]
+    truth = pd.DataFrame(dict(attribute=["hat"] * 4 + ["skin"] * 2, value=["none", "fez", "cap", "crown", "a", "b"],
+                              share=[0.8, 0.13, 0.05, 0.02, 0.8, 0.2]))
+    rows = [dict(truth.iloc[i], method="random", pruning_ratio=0.5, seed=s, counted=0.5, adjusted=a)
+            for s in (0, 1) for i, a in enumerate((0.7, 0.1, 0.15, 0.05, 0.6, 0.4))]
     found = minority_shares(pd.DataFrame(rows), truth)
     assert found.seed.tolist() == [0, 1] and set(found.metric) == {"minority_share"}
     assert found.value.tolist() == pytest.approx([(0.15 + 0.05 + 0.4) / 2] * 2)  # below 1/8 of hats, below 1/4 of skins
@@ -78,7 +81,8 @@ def test_minorities_are_values_that_the_training_set_has_few_of():
 
 
 def test_changes_are_paired_by_seed():
-    rows = [dict(attribute="hat", value="fez", method=m, seed=s, adjusted=s / 10 + (m == "balanced") * 0.02) for m in ("balanced", "cluster") for s in range(3)]
+    rows = [dict(attribute="hat", value="fez", method=m, seed=s, adjusted=s / 10 + (m == "balanced") * 0.02)
+            for m in ("balanced", "cluster") for s in range(3)]
     change = share_changes(pd.DataFrame(rows), "balanced", "cluster").iloc[0]
     assert change.difference == pytest.approx(0.02) and change.high - change.low == pytest.approx(0, abs=1e-9)
 
@@ -86,4 +90,4 @@ def test_changes_are_paired_by_seed():
 def test_an_unknown_attribute_is_named(store):
     study = Study("avatars", "smoke", [], [], [0], store=store, metrics_backbone="pixels", overrides={"data.n_train": 40, "data.n_val": 20})
     with pytest.raises(ValueError, match="'beard'.*facial_hair"):
-        fit_probes(study, ["beard"])
+        fit_attributes(study, ["beard"])

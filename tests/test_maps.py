@@ -1,3 +1,4 @@
+"""Maps and shares of clusters."""
 import numpy as np
 import pytest
 from hypothesis import given

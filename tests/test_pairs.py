@@ -1,3 +1,4 @@
+"""Likeness of images from the same noise: against independent references, and in the right direction."""
 import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
@@ -46,3 +47,17 @@ def test_pairs_of_one_seed_are_made_once():
     assert len(inverse_pairs(["grand", "grand_inv", "moso", "moso_inv"], 0.5, [0, 1])) == 8
     with pytest.raises(ValueError, match="give both"):
         inverse_pairs(["grand", "moso"], 0.5, [0])
+
+
+def test_the_auc_is_what_single_draws_of_another_noise_average_to():
+    (a, b), classes, rng = two_models(1, n=120), np.arange(120) % 3, np.random.default_rng(0)
+    found, centre = likeness(a, b, classes), np.concatenate([a, b]).mean(0)
+    unit = lambda x: (x - centre) / np.linalg.norm(x - centre, axis=1, keepdims=True)
+    cosine, draws = unit(a) @ unit(b).T, []
+    for _ in range(400):
+        other = np.arange(120)
+        for c in range(3):
+            members = rng.permutation(np.flatnonzero(classes == c))
+            other[members] = np.roll(members, 1)
+        draws.append((np.diag(cosine) > cosine[np.arange(120), other]).mean())
+    assert found.auc.mean() == pytest.approx(np.mean(draws), abs=4 * np.std(draws) / 20)

@@ -1,10 +1,14 @@
 """Verdicts: every word can come out, and only on evidence."""
+from importlib import resources
+
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from notebooks import ROOT
 
+from diffprune.pruning.registry import parse_method
 from diffprune.report.verdicts import (
     FAILS,
     HOLDS,
@@ -37,20 +41,22 @@ def verdicts(values, conditional, **kw):
 
 
 BASE = {("unpruned", "fd"): 10.0, ("random", "fd"): 10.2}
+TWINS = {("monotonicity", "fd"): 13, ("monotonicity_inv", "fd"): 13.2}
+MORE, LESS = {("balanced_lite0", "fd"): 15, ("cluster_lite0", "fd"): 10}, {("balanced_lite0", "fd"): 10, ("cluster_lite0", "fd"): 10.1}
+minorities = lambda balanced, near: {("balanced_lite0", "minority_share"): balanced, ("cluster_lite0", "minority_share"): near}
+rises = lambda random, vae, gan: {("random", "fd_rise"): random, ("vae", "fd_rise"): vae, ("gan", "fd_rise"): gan}
 CASES = {  # claim, conditional -> evidence for it, evidence against it
     (1, False): (BASE, {**BASE, ("random", "fd"): 14.0}),
-    (2, False): ({("el2n", "fd"): 20, ("el2n_inv", "fd"): 12, ("monotonicity", "fd"): 13, ("monotonicity_inv", "fd"): 13.2},
-                 {("el2n", "fd"): 12, ("el2n_inv", "fd"): 20, ("monotonicity", "fd"): 13, ("monotonicity_inv", "fd"): 13.2}),
+    (2, False): ({("el2n", "fd"): 20, ("el2n_inv", "fd"): 12, **TWINS}, {("el2n", "fd"): 12, ("el2n_inv", "fd"): 20, **TWINS}),
     (3, True): ({("grand", "fd"): 20, ("grand_inv", "fd"): 12}, {("grand", "fd"): 12, ("grand_inv", "fd"): 20}),
     (3, False): ({("grand", "fd"): 12, ("grand_inv", "fd"): 20}, {("grand", "fd"): 20, ("grand_inv", "fd"): 12}),
     (4, True): ({**BASE, ("cluster_lite0", "fd"): 7}, {**BASE, ("cluster_lite0", "fd"): 15}),
     (4, False): ({**BASE, ("cluster_lite0", "fd"): 12}, {**BASE, ("cluster_lite0", "fd"): 7}),
     (5, True): ({**BASE, ("cluster_lite0_inv", "fd"): 30}, {**BASE, ("cluster_lite0_inv", "fd"): 11}),
-    (6, True): ({("balanced_lite0", "fd"): 10, ("cluster_lite0", "fd"): 10.1}, {("balanced_lite0", "fd"): 15, ("cluster_lite0", "fd"): 10}),
-    (6, False): ({("balanced_lite0", "fd"): 15, ("cluster_lite0", "fd"): 10, ("balanced_lite0", "minority_share"): .3, ("cluster_lite0", "minority_share"): .1},
-                 {("balanced_lite0", "fd"): 15, ("cluster_lite0", "fd"): 10, ("balanced_lite0", "minority_share"): .1, ("cluster_lite0", "minority_share"): .3}),
-    (7, True): ({("moso", "same_noise"): 0.9, ("el2n", "same_noise"): 0.8}, {("moso", "same_noise"): 0.4}),
-    (8, True): ({("random", "fd_rise"): 0.05, ("vae", "fd_rise"): 0.6, ("gan", "fd_rise"): 0.9}, {("random", "fd_rise"): 0.5, ("vae", "fd_rise"): 0.1, ("gan", "fd_rise"): 0.9}),
+    (6, True): (LESS, MORE),
+    (6, False): ({**MORE, **minorities(.3, .1)}, {**MORE, **minorities(.1, .3)}),
+    (7, True): ({("moso", "same_noise_auc"): 0.9, ("el2n", "same_noise_auc"): 0.8}, {("moso", "same_noise_auc"): 0.4}),
+    (8, True): (rises(0.05, 0.6, 0.9), rises(0.5, 0.1, 0.9)),
 }
 
 
@@ -64,7 +70,9 @@ def test_every_claim_can_hold_fail_and_stay_open(claim, conditional):
 
 
 def test_memorization_claim():
-    def memory(at_90, at_95): return pd.DataFrame([dict(method="random", pruning_ratio=r, seed=s, metric="distance_to_control", value=v + s/500) for r, v in ((0.5, 1.2), (0.9, at_90), (0.95, at_95)) for s in SEEDS])
+    def memory(at_90, at_95):
+        row = lambda r, v, s: dict(method="random", pruning_ratio=r, seed=s, metric="distance_to_control", value=v + s/500)
+        return pd.DataFrame([row(r, v, s) for r, v in ((0.5, 1.2), (0.9, at_90), (0.95, at_95)) for s in SEEDS])
     ninth = lambda t: claims_table(t, paper_claims(True), "toy").verdict[8]
     assert ninth(memory(1.1, 0.6)) == HOLDS
     assert ninth(memory(1.1, 1.1)) == FAILS
@@ -73,7 +81,8 @@ def test_memorization_claim():
 
 def test_noise_makes_a_claim_undecided():
     rng = np.random.default_rng(1)
-    table = pd.DataFrame([dict(method=m, pruning_ratio=0.5, seed=s, metric="fd", value=10 + 5*rng.normal()) for m in ("grand", "grand_inv") for s in SEEDS])
+    noisy = lambda method, seed: dict(method=method, pruning_ratio=0.5, seed=seed, metric="fd", value=10 + 5*rng.normal())
+    table = pd.DataFrame([noisy(m, s) for m in ("grand", "grand_inv") for s in SEEDS])
     assert claims_table(table, paper_claims(True), "toy").verdict[2] == OPEN
 
 
@@ -91,8 +100,9 @@ def test_interval_covers_the_truth_as_often_as_it_says():
 
 
 def test_effects_are_within_seeds():
-    shift = {0: 0.0, 1: 100.0, 2: 500.0}                                            # seeds that differ a lot, methods that differ by one
-    table = pd.DataFrame([dict(method=m, pruning_ratio=0.5, seed=s, metric="fd", value=shift[s] + v) for m, v in (("grand", 11.0), ("random", 10.0)) for s in SEEDS])
+    shift, level = {0: 0.0, 1: 100.0, 2: 500.0}, dict(grand=11.0, random=10.0)      # seeds that differ a lot, methods that differ by one
+    row = lambda method, seed: dict(method=method, pruning_ratio=0.5, seed=seed, metric="fd", value=shift[seed] + level[method])
+    table = pd.DataFrame([row(m, s) for m in level for s in SEEDS])
     effects = seed_effects(table, Contrast("", "fd", "grand", "random", "higher", relative=False))
     assert effects.tolist() == [1.0, 1.0, 1.0]
 
@@ -112,6 +122,18 @@ def test_better_at_equal_steps_can_be_worse_at_equal_cost():
     assert len(fig.axes[0].get_yticks()) == 1
 
 
+def test_the_file_of_claims_is_complete():
+    rows = pd.read_csv(resources.files("diffprune") / "assets/claims.csv", dtype=str, keep_default_na=False)
+    assert set(rows.model) == {"any", "conditional", "unconditional"} and set(rows.difference) == {"relative", "absolute"}
+    assert set(rows.says) <= {"lower", "higher", "alike"} and set(rows.data_set) == {"CelebA-HQ", "ImageNet", "both"}
+    assert (rows[["claim", "source", "figure", "contrast", "metric", "first", "second"]] != "").all(axis=None)
+    assert rows.groupby(["number", "model"])[["claim", "data_set", "source", "figure"]].nunique().eq(1).all(axis=None)
+    assert {f"{f}.ipynb" for f in rows.figure} <= {p.name for p in (ROOT / "nbs").glob("*.ipynb")}
+    assert {m for m in rows.metric} == {"fd", "minority_share", "same_noise_auc", "fd_rise", "distance_to_control"}
+
+
 def test_methods_of_the_claims_are_known():
-    from diffprune.pruning.select import parse_method
     assert [parse_method(m).base for m in claim_methods("clip")][0] == "random"
+    named = {m for c in (True, False) for claim in paper_claims(c, "clip") for p in claim.parts for m in (p.first, p.second)}
+    for m in named - {"*", "unpruned", "vae", "gan"}:
+        if isinstance(m, str): parse_method(m)

@@ -1,10 +1,11 @@
+"""Views: what figures ask of a study, and what they refuse before work begins."""
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from diffprune.pruning.select import balanced_quotas, n_kept
-from diffprune.report.views import backbones, balance_studies, balanced_ratio, class_noises
+from diffprune.report.views import backbones, balance_studies, balanced_ratio, changed, check_classes, class_noises
 from diffprune.study.study import Study
 
 
@@ -30,9 +31,9 @@ def test_class_noises_are_first_of_their_class(classes, n):
         assert names[classes[i]] == name and classes[i] not in classes[:i]
 
 
-def test_no_classes_no_class_samples():
-    with pytest.raises(ValueError, match="conditional=False"):
-        class_noises([0, 0], [])
+def test_no_classes_no_class_samples(store):
+    with pytest.raises(ValueError, match="none of the 2 images"): class_noises([-1, -1], [])
+    with pytest.raises(ValueError, match="conditional=False"): check_classes(Study("avatars", "smoke", [], [], [0], store=store))
 
 
 def test_backbones_of_the_paper_come_first(store):
@@ -40,6 +41,14 @@ def test_backbones_of_the_paper_come_first(store):
 
 
 def test_a_ratio_can_be_given(store):
-    studies = balance_studies("digits", "smoke", [0, 3], "pixels", 0.6, store=store)
+    studies = balance_studies(Study("digits", "smoke", [], [0.6], [0, 3], store=store), "pixels")
     assert [r.pruning_ratio for r in studies[3].runs] == [0.0, 0.6, 0.6, 0.6]
     assert [r.method for r in studies[0].runs] == ["unpruned", "random", "cluster_pixels", "balanced_pixels"]
+
+
+def test_a_changed_study_keeps_all_else(store):
+    machine = dict(store=store, device="cpu,cpu", workers=3)
+    study = Study("digits", "smoke", ["random"], [0.5], [1], "pixels", overrides={"train.steps": 5}, **machine)
+    other = changed(study, methods=["el2n"])
+    assert other.arguments == {**study.arguments, "methods": ["el2n"]}
+    assert (other.store.root, other.devices, other.workers) == (store.root, ["cpu", "cpu"], 6)

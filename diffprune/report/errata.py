@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from ..pruning.select import parse_method
+from ..pruning.registry import parse_method
 from .plots import MARKERS, OKABE_ITO, label_ratio_axes, legend_below, seed_curve, set_title
 from .tables import method_label
 from .views import changed

@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..core.checks import check_features
 from ..features.cluster import unit_rows
-from ..pruning.select import display_name
+from ..pruning.registry import display_name
 from .plots import OKABE_ITO, set_title
 from ..study.runs import Run
 from ..study.study import Study

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.store import load_json, save_json, temporary_path
-from ..pruning.select import display_name
+from ..pruning.registry import display_name
 from .figures import figure_folder, figures_root, origin_text
 
 # %% ../../nbs/report/02_tables.ipynb #cell-5

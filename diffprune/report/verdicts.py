@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from ..pruning.select import METHOD_BACKBONES
-from .plots import method_style, set_title
+from ..pruning.registry import METHOD_BACKBONES, method_style
+from .plots import set_title
 from .tables import method_label
 from ..study.runs import Run
 from ..study.study import Study
