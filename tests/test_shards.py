@@ -232,7 +232,7 @@ NAMES = st.builds(lambda folder, base, field: f"{folder}{base}{field}", st.sampl
                   st.sampled_from([".png", ".png", ".cls", ".cls", ".PNG", ".jpg", ".CLS", ".json", ".mask.png", ".mask.cls", ".left.jpg", "", ".", "..png"]))
 LABELS = st.sampled_from([b"0", b"1", b"7\n", b"", b"cat", b"-1", b"2.5", b"-3", b"99999999999"])
 KINDS = st.sampled_from(["file"] * 12 + ["junk", "symlink", "hardlink", "folder", "pipe"])
-MEMBERS = st.lists(st.tuples(NAMES, KINDS, LABELS, NAMES), max_size=14)
+MEMBERS = st.lists(st.tuples(NAMES, KINDS, LABELS, st.one_of(st.integers(0, 13), st.integers(0, 13), NAMES)), max_size=14)  # a number: a link to that member
 
 
 def materialise(path, members):
@@ -240,7 +240,9 @@ def materialise(path, members):
     with tarfile.open(path, "w") as tar:
         for i, (name, kind, label, target) in enumerate(members):
             info = tarfile.TarInfo(name)
-            if kind in ("symlink", "hardlink"): info.type, info.linkname = (tarfile.SYMTYPE if kind == "symlink" else tarfile.LNKTYPE), target
+            if isinstance(target, int): target = members[target % len(members)][0]
+            if kind == "symlink": info.type, info.linkname = tarfile.SYMTYPE, os.path.relpath(target, os.path.dirname(name) or ".")
+            elif kind == "hardlink": info.type, info.linkname = tarfile.LNKTYPE, target
             elif kind == "folder": info.type = tarfile.DIRTYPE
             elif kind == "pipe": info.type = tarfile.FIFOTYPE
             data = b"" if info.type != tarfile.REGTYPE else label if name.lower().endswith(".cls") else b"junk" if kind == "junk" else PIXELS[i]
@@ -318,7 +320,7 @@ def reference(paths):
             if not images:
                 if labels: bad.append(call(labels[0][0]))
                 continue
-            text = labels[0][1].decode().strip() if labels and labels[0][1] is not None else None
+            text = labels[0][1].decode("utf-8", "replace").strip() if labels and labels[0][1] is not None else None
             fine = not labels or (len(labels) == 1 and text is not None and re.fullmatch(r"-1|\d{1,6}", text))
             red = next((i for i, p in enumerate(PIXELS) if p == images[0][1]), None)
             name = call(images[0][0])

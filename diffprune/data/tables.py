@@ -170,7 +170,7 @@ def _is_missing(value): return value is None or value != value or value in ("", 
 def _joined_labels(tables):
     "Labels of each table, the names of the common classes, and a note or an empty text."
     labelled = [t for t in tables if t.labels and not all(map(_is_missing, t.labels))]
-    if not labelled: return [np.full(len(t.rows), -1) for t in tables], [], ""
+    if not labelled: return common_classes([(np.full(len(t.rows), -1), t.names) for t in tables], [t.name for t in tables])
     for t in tables:
         if t.rows and t not in labelled:
             absent = f"{t.name} has no column of labels" if t.labels is None else f"{t.name}, row 0 has no label"
@@ -194,7 +194,7 @@ def parquet_records(
     label:str|None="label",  # column of labels; none if None, or if absent
     id:str|None="id",  # column of ids; `file:row` if None, or if absent
 ) -> Records:
-    "The rows of parquet files, in order. Raises `ValueError` for a column that is absent or holds no images, for no label, for a repeated id."
+    "The rows of parquet files, in order. Raises `ValueError` for an absent column, one without images, a missing label, a repeated id."
     tables = list(_list_tables(root, shards, image, label, id))
     labels, classes, note = _joined_labels(tables)
     places = [(t.name, i) for t in tables for i in range(len(t.rows))] + [(t.name, -1) for t in tables if t.problem]
