@@ -1,7 +1,7 @@
 """Folders of images as people have them, and as nobody should: drawn by hypothesis, with what each file is known beforehand."""
 import io
 import os
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from hypothesis import strategies as st
@@ -12,13 +12,16 @@ CLASSES = ["cat", "dog", "Cat", "fish.2", "ä", "test_tube", "train station", "i
 ALIKE = ["cars_train", "cars_test", "DIV2K_train_HR", "DIV2K_valid_HR", "trainA", "testA", "trainB", "testB"]
 STEMS = ["1", "2", "3", "scale0.5_0", "a.b.c", "IMG (1)", "ü", "Thumbs", "x" * 40]
 IMAGES = [".png", ".PNG", ".jpg", ".jpeg", ".JPEG", ".gif", ".webp", ".bmp", ".tif"]
-FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".gif": "GIF", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF", "": "PNG", ".dat": "JPEG"}
-OTHERS = {"README.txt": b"hello", "Thumbs.db": b"\xd0\xcf\x11\xe0", "licence.pdf": b"%PDF-1.4", "features.h5": b"\x89HDF\r\n\x1a\n" + bytes(40), "list.csv": b"a,b\n",
-          "photo.heic": b"\0\0\0 ftypheic", "Makefile": b"all:\n", "metadata.txt": b"x", "P1.md": b"P1 is a portable bitmap", ".DS_Store": b"\0\0\0\1Bud1", "._1.png": b"x"}
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".gif": "GIF", ".webp": "WEBP", ".bmp": "BMP", ".tif": "TIFF", "": "PNG",
+           ".dat": "JPEG"}
+OTHERS = {"README.txt": b"hello", "Thumbs.db": b"\xd0\xcf\x11\xe0", "licence.pdf": b"%PDF-1.4",
+          "features.h5": b"\x89HDF\r\n\x1a\n" + bytes(40), "list.csv": b"a,b\n",
+          "photo.heic": b"\0\0\0 ftypheic", "Makefile": b"all:\n", "metadata.txt": b"x", "P1.md": b"P1 is a portable bitmap",
+          ".DS_Store": b"\0\0\0\1Bud1", "._1.png": b"x"}
 MODES = ["RGB", "L", "P", "RGBA", "LA", "1", "I;16", "CMYK"]
 
 
-@lru_cache(maxsize=None)
+@cache
 def picture(mode, value, format):
     "The bytes of a picture of one colour, and that colour as RGB (None where a lossy format may give a neighbour)."
     colour = (value, 255 - value, 90)
@@ -47,7 +50,8 @@ def places(draw):
     elif shape == "splits and classes": found = [f"{s}/{c}" for s in some(SPLITS, 3) for c in some(CLASSES, 3)]
     elif shape == "alike": found = some(ALIKE, 3)
     elif shape == "class-major": found = [f"{c}/{s}" for c in some(CLASSES, 3) for s in some(SPLITS, 2)]
-    else: found = ["/".join(draw(st.lists(st.sampled_from([*SPLITS, *CLASSES, *ALIKE]), max_size=3))) for _ in range(draw(st.integers(1, 5)))]
+    else: found = ["/".join(draw(st.lists(st.sampled_from([*SPLITS, *CLASSES, *ALIKE]),
+                                          max_size=3))) for _ in range(draw(st.integers(1, 5)))]
     if draw(st.integers(0, 3)) == 0: found = [f"photos/{f}".rstrip("/") for f in found]  # one folder around everything
     if draw(st.integers(0, 4)) == 0: found.append(draw(st.sampled_from(["", "extra", "photos", found[0] + "/more"])))  # something beside it
     return found
@@ -64,7 +68,9 @@ def files(draw):
             name = f"{folder}/{stem}{extension}".lstrip("/")
             data, seen = picture(draw(st.sampled_from(MODES)), draw(st.sampled_from([0, 40, 128, 200, 255])), FORMATS[extension.lower()])
             if kind == "image": found[name] = (data, seen, True)
-            elif kind == "damaged": found[name] = (draw(st.sampled_from([b"", data[:20], b"not a picture", data[:len(data) // 2] if extension == ".png" else b""])), None, False)
+            elif kind == "damaged": found[name] = (draw(st.sampled_from([b"", data[:20], b"not a picture",
+                                                                         data[:len(data) // 2] if extension == ".png" else b""])), None,
+                                                                         False)
             elif kind == "odd name":
                 odd = draw(st.sampled_from(["", ".dat"]))
                 data, seen = picture("RGB", draw(st.sampled_from([0, 200])), FORMATS[odd])
@@ -88,7 +94,8 @@ def metadata(draw, paths):
     below = [p for p in paths if p.startswith(folder + "/") or not folder]
     rows = [os.path.relpath(p, folder or ".").replace(os.sep, "/") for p in below if draw(st.integers(0, 9))]
     pool = draw(st.sampled_from([["cat", "dog"], [0, 1, 2], [0, 1, "x"], ["cat", None], [1.0, 0.0], ["cat", "cat", "dog", 3]]))
-    table = [(row, draw(st.sampled_from(pool))) for row in [*rows, *draw(st.lists(st.sampled_from([*rows, "nowhere.png"] if rows else ["nowhere.png"]), max_size=1))]]
+    more = draw(st.lists(st.sampled_from([*rows, "nowhere.png"]), max_size=1))  # a row that repeats, or one for a file that is not there
+    table = [(row, draw(st.sampled_from(pool))) for row in [*rows, *more]]
     ending, column = draw(st.sampled_from([".csv", ".jsonl"])), draw(st.sampled_from(["label"] * 4 + ["text"]))
     if ending == ".csv":
         quote = lambda v: '"' + str("" if v is None else v).replace('"', '""') + '"'

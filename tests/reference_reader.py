@@ -1,4 +1,4 @@
-"""A slow, obvious reader of image folders that shares no code with the package: the rules of `data/layouts`, one after the other, with no regard to speed."""
+"""A slow, obvious reader of image folders that shares no code with the package: the rules of `data/layouts`, one after the other."""
 import csv
 import json
 import os
@@ -183,11 +183,13 @@ def read_folder(root, splits="auto", labels="auto"):
         of = folder_classes(below, labels)
         if given and set(below) & set(given[0]): of = {p: given[0].get(p) for p in below}
         classes[split] = of
-    leading = {c for c in classes["train"].values() if c} if "train" in classes else {c for of in classes.values() for c in of.values() if c}
+    leaders = [classes["train"]] if "train" in classes else classes.values()
+    leading = {c for of in leaders for c in of.values() if c}
     for split, of in classes.items():
         names = {c for c in of.values() if c}
         if names and not names & leading: classes[split] = dict.fromkeys(of)
     used = sorted({c for of in classes.values() for c in of.values() if c})
     names = given[1] if given and set(used) <= set(given[1]) else used
-    ignored = {p: "no image" for p in others} | {p: "in no split" for p, (k, _) in part.items() if k is None} | {p: "hidden" for p in hidden}
+    ignored = {p: "no image" for p in others} | {p: "in no split" for p,
+                                                 (k, _) in part.items() if k is None} | {p: "hidden" for p in hidden}
     return classes, names, ignored

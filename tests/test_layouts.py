@@ -51,7 +51,8 @@ LAYOUTS = {
     "one stray picture beside class folders": ("cat/1.png cat/2.png dog/3.png logo.png", dict(train="cat cat dog .")),
     "a few pictures in a folder beside many": ("1.png 2.png 3.png edited/4.png", dict(train=". . . .")),
     "splits": ("train/cat/1.png train/dog/2.png val/cat/3.png", dict(train="cat dog", val="cat")),
-    "splits in capitals": ("Train/cat/1.png TRAINING/dog/2.png Valid/cat/3.png EVAL/dog/4.png", dict(train="dog cat", val="cat", test="dog")),
+    "splits in capitals": ("Train/cat/1.png TRAINING/dog/2.png Valid/cat/3.png EVAL/dog/4.png",
+                           dict(train="dog cat", val="cat", test="dog")),
     "other words": ("training/1.png dev/2.png testing/3.png", dict(train=".", val=".", test=".")),
     "flat splits": ("train/1.png val/2.png", dict(train=".", val=".")),
     "flat val": ("train/cat/1.png train/dog/2.png val/3.png", dict(train="cat dog", val=".")),
@@ -66,7 +67,8 @@ LAYOUTS = {
     "splits below classes": ("cat/train/1.png cat/test/2.png dog/train/3.png", dict(train="cat dog", test="cat")),
     "tiny imagenet": ("train/n1/images/1.png train/n2/images/2.png val/images/3.png", dict(train="n1 n2", val=".")),
     "val has one class more": ("train/a/1.png train/b/2.png val/b/3.png val/c/4.png", dict(train="a b", val="b c")),
-    "classes with words in their names": ("test_tube/1.png train_station/2.png trainer/3.png", dict(train="test_tube train_station trainer")),
+    "classes with words in their names": ("test_tube/1.png train_station/2.png trainer/3.png",
+                                          dict(train="test_tube train_station trainer")),
     "deep": ("cat/a/b/c/1.png dog/2.png", dict(train="cat dog")),
     "only train": ("train/cat/1.png train/dog/2.png", dict(train="cat dog")),
     "only val": ("val/cat/1.png val/dog/2.png", dict(val="cat dog")),
@@ -85,7 +87,8 @@ def test_what_a_layout_means(name, tmp_path, store):
     report = load_dataset(tmp_path/"d", "all", store=store, image_size=8, progress=False).report()
     assert report.splits == {"all": sum(map(len, layout.parts.values()))} | {s: len(i) for s, i in layout.parts.items()}
     counts = [c for text in expected.values() for c in text.split() if c != "."]
-    assert report.classes.to_dict() == {c: counts.count(c) for c in sorted(set(counts))} and report.unlabelled == report.splits["all"] - len(counts)
+    assert report.classes.to_dict() == {c: counts.count(c) for c in sorted(set(counts))}
+    assert report.unlabelled == report.splits["all"] - len(counts)
     assert report.left_out.empty and report.duplicates.empty and len(str(report).splitlines()) == 3
     assert len(report.sizes) == report.splits["all"] and set(report.sizes["width"]) == {12} and set(report.sizes["height"]) == {10}
 
@@ -93,7 +96,8 @@ def test_what_a_layout_means(name, tmp_path, store):
 UNCLEAR = {
     "a class called like a split": "test/1.png cat/2.png dog/3.png", "a split beside one folder": "train/1.png meta/2.png",
     "only val, and pictures beside it": "val/1.png 2.png", "more beside the splits than in them": "train/1.png val/2.png 3.png 4.png 5.png",
-    "some classes with splits below": "cat/train/1.png dog/2.png", "splits below a folder with something beside": "logo.png photos/train/1.png photos/val/2.png",
+    "some classes with splits below": "cat/train/1.png dog/2.png",
+    "splits below a folder with something beside": "logo.png photos/train/1.png photos/val/2.png",
     "a split in a split": "train/test/1.png train/cat/2.png", "two sets of splits": "trainA/1.png trainB/2.png testA/3.png testB/4.png",
 }
 
@@ -120,9 +124,12 @@ def test_the_ways_out_decide(tmp_path, store):
 @pytest.mark.parametrize("paths,note", [
     ("cat/1.png cat/2.png logo.png", "1 image of 3 without a class"), ("1.png 2.png edited/3.png", "edited/ not taken for classes"),
     ("train/a/1.png val/2.png", "the images of val have no class"), ("train/a/1.png val/b/2.png", "train has no class b"),
-    ("train/a/1.png val/a/2.png val/b/3.png", "val has classes that train has not: b"), ("photos/cat/1.png photos/dog/2.png", "all images lie in photos/"),
-    ("train/1.png training/2.png val/3.png", "train/, training/ is read as the split 'train'"), ("train/1.png val/2.png x/3.png", "left out: x/3.png"),
-    ("a_train/1.png a_val/2.png", "a_train/ is read as the split 'train'"), ("c/train/1.png c/val/2.png d/train/3.png", "below the class folders")])
+    ("train/a/1.png val/a/2.png val/b/3.png", "val has classes that train has not: b"),
+    ("photos/cat/1.png photos/dog/2.png", "all images lie in photos/"),
+    ("train/1.png training/2.png val/3.png", "train/, training/ is read as the split 'train'"),
+    ("train/1.png val/2.png x/3.png", "left out: x/3.png"),
+    ("a_train/1.png a_val/2.png", "a_train/ is read as the split 'train'"),
+    ("c/train/1.png c/val/2.png d/train/3.png", "below the class folders")])
 def test_rules_are_printed_when_they_decide(paths, note, tmp_path, store, caplog):
     make(tmp_path/"d", *paths.split())
     data = load_dataset(tmp_path/"d", store=store, image_size=8, progress=False)
@@ -139,7 +146,8 @@ def test_labels_by_choice(tmp_path, store):
     make(tmp_path/"d", "1.png", "2.png", "edited/3.png")
     assert meaning(read_layout(tmp_path/"d", labels="folders", store=store)) == dict(train=". . edited")
     make(tmp_path/"e", "cat/1.png")
-    assert meaning(read_layout(tmp_path/"e", labels="none", store=store)) == dict(train=".") and read_layout(tmp_path/"e", labels="none", store=store).classes == []
+    assert meaning(read_layout(tmp_path/"e", labels="none", store=store)) == dict(train=".") and read_layout(tmp_path/"e", labels="none",
+                                                                                                             store=store).classes == []
 
 
 # metadata files
@@ -161,15 +169,18 @@ def write_metadata(root, ending, rows, **options):
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
 @pytest.mark.parametrize("labels,classes,expected", [
-    (["dog", "cat", "dog"], ["cat", "dog"], [1, 0, 1]), ([2, 0, 2], ["0", "1", "2"], [2, 0, 2]), ([1.0, 0.0, 1.0], ["0", "1"], [1, 0, 1]), ([1, -1, 0], ["0", "1"], [1, -1, 0])])
+    (["dog", "cat", "dog"], ["cat", "dog"], [1, 0, 1]), ([2, 0, 2], ["0", "1", "2"], [2, 0, 2]), ([1.0, 0.0, 1.0], ["0", "1"], [1, 0, 1]),
+    ([1, -1, 0], ["0", "1"], [1, -1, 0])])
 def test_metadata_gives_labels(ending, labels, classes, expected, tmp_path, store):
     make(tmp_path/"d", "1.png", "2.png", "sub/3.png")
     write_metadata(tmp_path/"d", ending, list(zip(["1.png", "2.png", "sub/3.png"], labels)))
     layout = read_layout(tmp_path/"d", store=store)
-    assert layout.classes == classes and layout.labels.tolist() == expected and (f"metadata.{ending}", "metadata that was read") in layout.ignored
+    assert layout.classes == classes and layout.labels.tolist() == expected and (f"metadata.{ending}",
+                                                                                 "metadata that was read") in layout.ignored
 
 
-@pytest.mark.parametrize("ending,place", [("csv", "metadata.csv, line 3"), ("jsonl", "metadata.jsonl, line 2"), ("parquet", "metadata.parquet, row 1")])
+@pytest.mark.parametrize("ending,place", [("csv", "metadata.csv, line 3"), ("jsonl", "metadata.jsonl, line 2"),
+                                          ("parquet", "metadata.parquet, row 1")])
 @pytest.mark.parametrize("labels,fault", [(["a", None], "has no label"), ([0, None], "has no label")])
 def test_missing_labels_of_metadata_name_the_row(ending, place, labels, fault, tmp_path, store):
     make(tmp_path/"d", "1.png", "2.png")
@@ -179,16 +190,20 @@ def test_missing_labels_of_metadata_name_the_row(ending, place, labels, fault, t
 
 
 def test_metadata_below_splits_and_at_two_levels(tmp_path, store):
-    make(tmp_path/"d", "train/1.png", "train/2.png", "val/3.png", **{"train/metadata.csv": rows_as("csv", [("1.png", "a"), ("2.png", "b")])})
-    make(tmp_path/"d", **{"val/metadata.jsonl": rows_as("jsonl", [("3.png", "a")]), "metadata.csv": rows_as("csv", [("train/1.png", "a"), ("val/3.png", "a")])})
+    make(tmp_path/"d", "train/1.png", "train/2.png", "val/3.png",
+         **{"train/metadata.csv": rows_as("csv", [("1.png", "a"), ("2.png", "b")])})
+    make(tmp_path/"d", **{"val/metadata.jsonl": rows_as("jsonl", [("3.png", "a")]),
+                          "metadata.csv": rows_as("csv", [("train/1.png", "a"), ("val/3.png", "a")])})
     layout = read_layout(tmp_path/"d", store=store)
     assert meaning(layout) == dict(train="a b", val="a") and len(layout.files) == 3, "an image that two files name is one image"
     make(tmp_path/"d", **{"metadata.csv": rows_as("csv", [("train/1.png", "b")])})
-    with pytest.raises(ValueError, match="train/1.png has label 'b' in metadata.csv, line 2, but 'a' in train/metadata.csv, line 2"): read_layout(tmp_path/"d", store=store)
+    contradiction = "train/1.png has label 'b' in metadata.csv, line 2, but 'a' in train/metadata.csv, line 2"
+    with pytest.raises(ValueError, match=contradiction): read_layout(tmp_path/"d", store=store)
 
 
 def test_metadata_for_one_split_leaves_the_folders_of_the_other(tmp_path, store):
-    make(tmp_path/"d", "train/cat/1.png", "train/dog/2.png", "val/3.png", "val/4.png", **{"val/metadata.csv": rows_as("csv", [("3.png", "dog"), ("4.png", "cat")])})
+    make(tmp_path/"d", "train/cat/1.png", "train/dog/2.png", "val/3.png", "val/4.png",
+         **{"val/metadata.csv": rows_as("csv", [("3.png", "dog"), ("4.png", "cat")])})
     assert meaning(read_layout(tmp_path/"d", store=store)) == dict(train="cat dog", val="dog cat")
 
 
@@ -203,7 +218,8 @@ def test_names_of_classes_in_the_schema_of_parquet(tmp_path, store):
 
 
 @pytest.mark.parametrize("text,note", [
-    ("name,label\n1.png,a\n", "no column file_name"), ("file_name,text\n1.png,hello\n", "no column 'label'"), ("file_name,label\n1.png,a\nx.png,b\n2.png,b\n", "1 files that are not"),
+    ("name,label\n1.png,a\n", "no column file_name"), ("file_name,text\n1.png,hello\n", "no column 'label'"),
+    ("file_name,label\n1.png,a\nx.png,b\n2.png,b\n", "1 files that are not"),
     ("file_name,label\n1.png,a\n", "1 image in no row of metadata.csv: 2.png")])
 def test_what_metadata_leaves_open_is_printed(text, note, tmp_path, store):
     make(tmp_path/"d", "1.png", "2.png", **{"metadata.csv": text})

@@ -31,7 +31,8 @@ def paint(path, value=0, size=(20, 16)):
     Image.new("RGB", size, (value % 256, 100, 200)).save(path, "PNG")  # exact values whatever the file is called
 
 
-def both(name, store, **kwargs): return [load_dataset(name, s, store=store, progress=False, image_size=8, **kwargs) for s in ("train", "val")]
+def both(name, store, **kwargs): return [load_dataset(name, s, store=store, progress=False, image_size=8,
+                                                      **kwargs) for s in ("train", "val")]
 
 
 # any folder
@@ -40,7 +41,8 @@ def test_folder_with_a_split(tmp_path, store):
     for i in range(4): paint(tmp_path/"d"/"train"/"ab"[i % 2]/f"{i}.png", i)
     for i in range(2): paint(tmp_path/"d"/"validation"/"bc"[i]/f"{i}.png", 50 + i)
     train, val = both(f"folder:{tmp_path/'d'}", store)
-    assert train.classes == val.classes == ["a", "b", "c"] and train.ids.tolist() == ["train/a/0.png", "train/a/2.png", "train/b/1.png", "train/b/3.png"]
+    assert train.classes == val.classes == ["a", "b", "c"] and train.ids.tolist() == ["train/a/0.png", "train/a/2.png", "train/b/1.png",
+                                                                                      "train/b/3.png"]
     assert val.labels.tolist() == [1, 2] and val.images[:, 0, 0, 0].tolist() == [50, 51]
     with pytest.raises(ValueError, match="brings its own split"): load_dataset(f"folder:{tmp_path/'d'}", store=store, n_val=1)
 
@@ -100,7 +102,8 @@ def test_a_folder_by_its_name_alone(tmp_path, store, monkeypatch):
     for i in range(3): paint(tmp_path/"some"/"photos"/f"{i}.png", i); paint(tmp_path/"digits"/f"{i}.png", i)
     monkeypatch.chdir(tmp_path)
     kwargs = dict(store=store, image_size=8, progress=False)
-    for name in ("some/photos", tmp_path/"some"/"photos", str(tmp_path/"some"/"photos"), "./digits", tmp_path/"digits"): assert len(load_dataset(name, **kwargs)) == 3
+    for name in ("some/photos", tmp_path/"some"/"photos", str(tmp_path/"some"/"photos"), "./digits",
+                 tmp_path/"digits"): assert len(load_dataset(name, **kwargs)) == 3
     assert len(load_dataset("photos", root=tmp_path/"some", **kwargs)) == 3
     assert len(load_dataset("digits", **kwargs)) == 1297, "a registered name comes first"
     with pytest.raises(FileNotFoundError, match="there is no folder"): load_dataset(tmp_path/"nowhere", **kwargs)
@@ -196,7 +199,8 @@ def test_what_was_decoded_for_an_earlier_state_is_garbage(tmp_path, store):
     paint(tmp_path/"d"/"train"/"10.png", 10)
     new = load(tmp_path/"d", store)
     garbage = store.collect()
-    assert garbage["name"].tolist() == [f"images-{train.artifact.hash}"] and garbage["reason"].tolist() == ["made from an earlier state of its source"]
+    assert garbage["name"].tolist() == [f"images-{train.artifact.hash}"]
+    assert garbage["reason"].tolist() == ["made from an earlier state of its source"]
     store.collect(dry_run=False)
     assert {a.hash for a in store.artifacts("images")} == {val.artifact.hash, new.artifact.hash}
     assert np.array_equal(load(tmp_path/"d", store, "val").images, val.images) and store.collect().empty
@@ -213,7 +217,8 @@ def test_garbage_spares_what_other_folders_and_results_need(tmp_path, store):
     assert store.collect().empty, "a result was made from it"
     store.discard(store.key("toy", {}, dict(images=old.artifact)))
     assert store.collect()["name"].tolist() == [f"images-{old.artifact.hash}"] and result.kind == "toy"
-    assert store.collect(keep=[old.artifact.hash])["name"].tolist() == [f"images-{a.hash}" for a in store.artifacts("images") if a.hash != old.artifact.hash]
+    others = [f"images-{a.hash}" for a in store.artifacts("images") if a.hash != old.artifact.hash]
+    assert store.collect(keep=[old.artifact.hash])["name"].tolist() == others
 
 
 def test_a_file_that_changes_between_hashing_and_decoding_is_noticed(tmp_path, store):
@@ -232,7 +237,8 @@ def test_adding_a_shard_decodes_only_its_images(tmp_path, store, decoded):
     (tmp_path/"more"/"train-2.parquet").rename(tmp_path/"s"/"train-2.parquet")
     decoded.clear()
     more = load(f"parquet:{tmp_path/'s'}", store)
-    assert len(decoded) == 2 and more.images[:, 0, 0, 0].tolist() == [1, 2, 3, 4, 5] and store.collect()["name"].tolist() == [f"images-{first.artifact.hash}"]
+    assert len(decoded) == 2 and more.images[:, 0, 0, 0].tolist() == [1, 2, 3, 4, 5]
+    assert store.collect()["name"].tolist() == [f"images-{first.artifact.hash}"]
 
 
 @pytest.mark.parametrize("kind", ["parquet", "webdataset"])
@@ -248,27 +254,33 @@ def test_shards_are_known_by_content(kind, tmp_path, store):
 
 def test_report_of_a_folder(tmp_path, store):
     for i in range(6): paint(tmp_path/"d"/"train"/"ab"[i % 2]/f"{i}.png", i, (20 + i, 16))
-    paint(tmp_path/"d"/"val"/"a"/"x.png", 0, (20, 16)); paint(tmp_path/"d"/"train"/"a"/"y.png", 2, (22, 16)); (tmp_path/"d"/"train"/"a"/"z.jpg").write_bytes(b"")
+    paint(tmp_path/"d"/"val"/"a"/"x.png", 0, (20, 16)); paint(tmp_path/"d"/"train"/"a"/"y.png", 2, (22, 16))
+    (tmp_path/"d"/"train"/"a"/"z.jpg").write_bytes(b"")
     (tmp_path/"d"/"train"/"metadata.txt").write_text("x"); (tmp_path/"d"/".DS_Store").write_bytes(b"x")
     data = load(tmp_path/"d", store)
     report = data.report()
     assert report.splits == dict(train=7, val=1) and report.classes.to_dict() == dict(a=4, b=3) and report.unlabelled == 0
-    assert report.left_out.values.tolist() == [["train/a/z.jpg", "empty file"]] and report.manifest == str(data.artifact.path/"manifest.parquet")
+    assert report.left_out.values.tolist() == [["train/a/z.jpg", "empty file"]]
+    assert report.manifest == str(data.artifact.path/"manifest.parquet")
     assert report.ignored.values.tolist() == [[".DS_Store", "hidden"], ["train/metadata.txt", "no image"]]
     assert report.duplicates.values.tolist() == [["train/a/0.png", "val/a/x.png", "val"], ["train/a/y.png", "train/a/2.png", "train"]]
     lines = str(report).splitlines()
-    assert len(lines) == 3 and "7 images (val 1); 2 classes: a 4, b 3" in lines[0] and "1 image (empty file 1), listed in" in lines[1] and report.manifest in lines[1]
+    assert len(lines) == 3 and "7 images (val 1); 2 classes: a 4, b 3" in lines[0] and "1 image (empty file 1), listed in" in lines[1]
+    assert report.manifest in lines[1]
     assert "2 copies of other images, 1 of them in another split; sizes from 20×16 (train/a/0.png) to 25×16 (train/b/5.png)" in lines[2]
     part = data.subset([1, 3]).report()
-    assert part.classes.to_dict() == dict(a=2, b=0) and part.sizes["id"].tolist() == ["train/a/2.png", "train/a/y.png"] and len(part.duplicates) == 1
+    assert part.classes.to_dict() == dict(a=2, b=0) and part.sizes["id"].tolist() == ["train/a/2.png", "train/a/y.png"]
+    assert len(part.duplicates) == 1
 
 
 @pytest.mark.parametrize("kind", ["parquet", "webdataset"])
 def test_report_and_paths_of_shards(kind, tmp_path, store):
-    shards(tmp_path/"s", kind, {"train-0": [1, 2, 2], "validation-0": [5]} if kind == "parquet" else {"train-0": [1, 2], "validation-0": [5], "other": [6]})
+    shards(tmp_path/"s", kind, {"train-0": [1, 2, 2],
+                                "validation-0": [5]} if kind == "parquet" else {"train-0": [1, 2], "validation-0": [5], "other": [6]})
     data = load(f"{kind}:{tmp_path/'s'}", store)
     report = data.report()
-    assert report.splits == dict(train=len(data), val=1) and report.classes.sum() == len(data) and len(report.duplicates) == (kind == "parquet")
+    assert report.splits == dict(train=len(data), val=1) and report.classes.sum() == len(data)
+    assert len(report.duplicates) == (kind == "parquet")
     assert all(p.startswith(str(tmp_path/"s"/"train-0")) for p in data.paths) and len(set(data.paths)) == len(data)
     assert report.ignored["path"].tolist() == ([] if kind == "parquet" else ["other.tar"])
 
@@ -284,15 +296,18 @@ def test_paths_of_names_that_are_no_text(tmp_path, store):
     try: paint(tmp_path/"d"/name)
     except OSError: pytest.skip("this file system takes only UTF-8 names")
     data = load(tmp_path/"d", store)
-    assert data.ids.tolist() == ["caf\\xe9.png"] and os.path.exists(data.paths[0]) and data.to_hf(cache_dir=str(tmp_path/"hf"))[0]["image"].size == (20, 16)
+    assert data.ids.tolist() == ["caf\\xe9.png"] and os.path.exists(data.paths[0])
+    assert data.to_hf(cache_dir=str(tmp_path/"hf"))[0]["image"].size == (20, 16)
 
 
 def test_to_hf_gives_the_originals_lazily(tmp_path, store):
     for i in range(4): paint(tmp_path/"d"/"ab"[i % 2]/f"{i}.png", i, (40, 30))
     hf = load(tmp_path/"d", store).subset([3, 0]).to_hf()
-    assert hf[0]["image"].size == (40, 30) and hf[0]["image"].getpixel((0, 0)) == (3, 100, 200) and hf["id"][:] == ["b/3.png", "a/2.png"][:1] + ["a/0.png"]
+    assert hf[0]["image"].size == (40, 30) and hf[0]["image"].getpixel((0, 0)) == (3, 100, 200)
+    assert hf["id"][:] == ["b/3.png", "a/2.png"][:1] + ["a/0.png"]
     assert hf.features["label"].names == ["a", "b"] and hf["label"][:] == [1, 0]
-    assert hf.cast_column("image", datasets.Image(decode=False))[0]["image"] == dict(bytes=None, path=str(tmp_path/"d"/"b"/"3.png")), "only its path is held"
+    held = hf.cast_column("image", datasets.Image(decode=False))[0]["image"]
+    assert held == dict(bytes=None, path=str(tmp_path/"d"/"b"/"3.png")), "only its path is held"
     paint(tmp_path/"d"/"b"/"3.png", 9, (50, 30))
     assert hf[0]["image"].size == (50, 30)
     small = load(tmp_path/"d", store).to_hf(cache_dir=str(tmp_path/"hf"), original=False)
@@ -302,7 +317,8 @@ def test_to_hf_gives_the_originals_lazily(tmp_path, store):
 @pytest.mark.parametrize("kind", ["parquet", "webdataset"])
 def test_to_hf_gives_the_bytes_of_shards(kind, tmp_path, store):
     shards(tmp_path/"s", kind, {"train-0": [1, 2], "train-1": [3]})
-    hf = load_dataset(f"{kind}:{tmp_path/'s'}", store=store, image_size=4, progress=False).subset([2, 0]).to_hf(cache_dir=str(tmp_path/"hf"))
+    hf = load_dataset(f"{kind}:{tmp_path/'s'}", store=store, image_size=4,
+                      progress=False).subset([2, 0]).to_hf(cache_dir=str(tmp_path/"hf"))
     assert hf[0]["image"].size == (8, 8) and [row["image"].getpixel((0, 0))[0] for row in hf] == [3, 1]
 
 
@@ -321,16 +337,19 @@ def test_pruning_a_folder_with_splits_says_which_part(tmp_path):
     for _ in range(2):  # the list in the folder changes nothing
         done = prune(tmp_path/"d", "-o", tmp_path/"d"/"metadata.csv", DIFFPRUNE_STORE=str(tmp_path/"d"/"store"))
         assert done.exit_code == 0, done.output
-        assert "train: 8 images (val 4); 2 classes: a 4, b 4" in done.output and "pruning the part for training, not val: 8 images" in done.output
+        assert "train: 8 images (val 4); 2 classes: a 4, b 4" in done.output
+        assert "pruning the part for training, not val: 8 images" in done.output
         table = pd.read_csv(tmp_path/"d"/"metadata.csv")
-        assert len(table) == 8 and table["kept"].sum() == 4 and table["path"].map(os.path.exists).all() and set(table["label"]) == {"a", "b"}
+        assert len(table) == 8 and table["kept"].sum() == 4 and table["path"].map(os.path.exists).all()
+        assert set(table["label"]) == {"a", "b"}
 
 
 def test_the_library_loads_what_the_command_line_prunes(tmp_path, store):
     import pandas as pd
     for i in range(20): paint(tmp_path/"d"/f"{i}.png", i)
     done = prune(tmp_path/"d", "-o", tmp_path/"kept.csv", DIFFPRUNE_STORE=str(tmp_path/"store"))
-    assert "pruning everything: 20 images" in done.output and pd.read_csv(tmp_path/"kept.csv")["id"].tolist() == load(tmp_path/"d", store).ids.tolist()
+    assert "pruning everything: 20 images" in done.output
+    assert pd.read_csv(tmp_path/"kept.csv")["id"].tolist() == load(tmp_path/"d", store).ids.tolist()
 
 
 def test_the_command_line_has_the_options_that_errors_speak_of(tmp_path):
@@ -348,7 +367,8 @@ def test_manifest_and_counts(tmp_path, store):
     paint(tmp_path/"d"/"val"/"0.png")
     (tmp_path/"d"/"train"/"2.png").write_bytes(b"")
     train = load_dataset(f"folder:{tmp_path/'d'}", store=store, progress=False)
-    assert train.ids.tolist() == [f"train/{i}.png" for i in (0, 1, 3, 4)] and train.artifact.meta["n_files"] == 5 and train.artifact.meta["n_left_out"] == 1
+    assert train.ids.tolist() == [f"train/{i}.png" for i in (0, 1, 3, 4)] and train.artifact.meta["n_files"] == 5
+    assert train.artifact.meta["n_left_out"] == 1
     assert list(train.manifest.columns) == ["path", "id", "label", "width", "height", "sha256", "reason"]
     assert train.manifest["reason"].tolist() == ["", "", "empty file", "", ""] and train.manifest["width"].tolist() == [20, 20, 0, 20, 20]
 
@@ -359,7 +379,8 @@ def test_celebahq_layouts(tmp_path, store):
     for split, n in (("train", 6), ("val", 2)):
         for i in range(n): paint(tmp_path/"a"/split/("male" if i % 2 else "female")/f"{i:06d}.jpg", i)
     train, val = both("celebahq", store, root=tmp_path/"a")
-    assert (len(train), len(val)) == (6, 2) and train.classes == ["female", "male"] and val.ids.tolist() == ["val/female/000000.jpg", "val/male/000001.jpg"]
+    assert (len(train), len(val)) == (6, 2) and train.classes == ["female", "male"] and val.ids.tolist() == ["val/female/000000.jpg",
+                                                                                                             "val/male/000001.jpg"]
     for i in range(2010): paint(tmp_path/"b"/"CelebA-HQ-img"/f"{i}.jpg", i, (4, 4))
     paint(tmp_path/"b"/"CelebAMask-HQ-mask-anno"/"0"/"00000_nose.png")
     config = dataset_config("celebahq", root=tmp_path/"b", image_size=4)
@@ -395,12 +416,15 @@ def imagenet(root, flat=True):
 
 def test_imagenet_with_class_folders(tmp_path, store):
     train, val = both("imagenet", store, root=imagenet(tmp_path/"i", flat=False))
-    assert train.classes == val.classes == ["n00", "n01", "n02"] and train.labels.tolist() == [0, 0, 1, 1, 2, 2] and val.labels.tolist() == [0, 1, 2]
+    assert train.classes == val.classes == ["n00", "n01", "n02"] and train.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert val.labels.tolist() == [0, 1, 2]
     paint(tmp_path/"i"/"val"/"n99"/"v.JPEG")
     with pytest.raises(ValueError, match="gives no class to 1 image, .*n99/v.JPEG"): both("imagenet", store, root=tmp_path/"i")
 
 
-@pytest.mark.parametrize("name,text", [("val_labels.txt", "v0.JPEG n02\nv1.JPEG\tn00\n\nv2.JPEG 1\n"), ("LOC_val_solution.csv", "ImageId,PredictionString\nv0,n02 1 2 3 4\nv1,n00 5 6 7 8 n00 1 1 1 1\nv2,n01 0 0 0 0\n"),
+@pytest.mark.parametrize("name,text", [("val_labels.txt", "v0.JPEG n02\nv1.JPEG\tn00\n\nv2.JPEG 1\n"),
+                                       ("LOC_val_solution.csv",
+                                        "ImageId,PredictionString\nv0,n02 1 2 3 4\nv1,n00 5 6 7 8 n00 1 1 1 1\nv2,n01 0 0 0 0\n"),
                                        ("val.txt", "v0.JPEG 2\nv1.JPEG 0\nv2.JPEG 1\n")])
 def test_imagenet_with_a_list(tmp_path, store, name, text):
     root = imagenet(tmp_path/"i")
@@ -420,7 +444,8 @@ def test_imagenet_as_kaggle_has_it(tmp_path, store):
     assert both("imagenet", store, root=tmp_path/"k")[1].labels.tolist() == [1, 1, 2]
 
 
-@pytest.mark.parametrize("text,message", [("490\n361\n65\n", "another order"), ("v0.JPEG n77\n", "no class 'n77'"), ("v0.JPEG 3\n", "no class '3'"), ("v0.JPEG 1\n", "gives no class to 2 images")])
+@pytest.mark.parametrize("text,message", [("490\n361\n65\n", "another order"), ("v0.JPEG n77\n", "no class 'n77'"),
+                                          ("v0.JPEG 3\n", "no class '3'"), ("v0.JPEG 1\n", "gives no class to 2 images")])
 def test_imagenet_with_a_bad_list(tmp_path, store, text, message):
     root = imagenet(tmp_path/"i")
     (root/"given.txt").write_text(text)
@@ -429,7 +454,8 @@ def test_imagenet_with_a_bad_list(tmp_path, store, text, message):
 
 def test_imagenet_without_a_list_or_val(tmp_path, store):
     root = imagenet(tmp_path/"i")
-    with pytest.raises(FileNotFoundError, match="LOC_val_solution.csv.*val_labels="): load_dataset("imagenet", "val", root=root, store=store)
+    with pytest.raises(FileNotFoundError, match="LOC_val_solution.csv.*val_labels="): load_dataset("imagenet", "val", root=root,
+                                                                                                   store=store)
     assert len(load_dataset("imagenet", root=root, store=store, image_size=8)) == 6, "the training set needs no list"
     import shutil
     shutil.rmtree(root/"val")
@@ -447,7 +473,8 @@ def shards(root, kind, names):
         buffers = []
         for v in values:
             b = io.BytesIO(); Image.new("RGB", (8, 8), (v, 0, 0)).save(b, "PNG"); buffers.append(b.getvalue())
-        if kind == "parquet": pq.write_table(pa.table(dict(image=[dict(bytes=b, path=None) for b in buffers], label=[v % 3 for v in values])), root/f"{name}.parquet")
+        if kind == "parquet": pq.write_table(pa.table(dict(image=[dict(bytes=b, path=None) for b in buffers],
+                                                           label=[v % 3 for v in values])), root/f"{name}.parquet")
         else:
             with tarfile.open(root/f"{name}.tar", "w") as tar:
                 for v, b in zip(values, buffers):
@@ -496,7 +523,8 @@ def test_hf_on_disk(tmp_path, store):
     datasets.DatasetDict(train=one, validation=two).save_to_disk(tmp_path/"split")
     one.save_to_disk(tmp_path/"single")
     train, val = both(f"hf:{tmp_path/'split'}", store)
-    assert train.images[:, 0, 0, 0].tolist() == list(range(10)) and val.images[:, 0, 0, 0].tolist() == [100, 101, 102, 103] and val.classes == ["no", "yes"]
+    assert train.images[:, 0, 0, 0].tolist() == list(range(10)) and val.images[:, 0, 0, 0].tolist() == [100, 101, 102, 103]
+    assert val.classes == ["no", "yes"]
     train, val = both(f"hf:{tmp_path/'single'}", store, n_val=4)
     assert len(train) == 6 and np.bincount(val.labels).tolist() == [2, 2]
     swapped = both(f"hf:{tmp_path/'split'}", store, train_split="validation", val_split="train")
@@ -507,7 +535,8 @@ def test_hf_on_the_hub(monkeypatch, store):
     asked = []
     def load(name, config=None, revision=None):
         asked.append((name, config, revision))
-        return datasets.DatasetDict(train=datasets.Dataset.from_list(hf_rows(8), features=FEATURES), test=datasets.Dataset.from_list(hf_rows(2, 50), features=FEATURES))
+        return datasets.DatasetDict(train=datasets.Dataset.from_list(hf_rows(8), features=FEATURES),
+                                    test=datasets.Dataset.from_list(hf_rows(2, 50), features=FEATURES))
     monkeypatch.setattr(datasets, "load_dataset", load)
     train, val = both("hf:someone/pictures", store, config="small", revision="abc", val_split="test")
     assert set(asked) == {("someone/pictures", "small", "abc")} and len(train) == 8 and val.images[:, 0, 0, 0].tolist() == [50, 51]
@@ -520,7 +549,8 @@ def test_class_names_are_common_to_both_splits():
     def part(labels, classes): return Records([str(i) for i in range(len(labels))], [], [], None, np.array(labels), classes)
     train, val = part([0, 1, -1], ["2", "10"]), part([0], ["3"])
     parts = dict(train=train, val=val)
-    assert split_records(parts, "train", None).classes == ["2", "3", "10"] and split_records(parts, "train", None).labels.tolist() == [0, 2, -1]
+    assert split_records(parts, "train", None).classes == ["2", "3", "10"]
+    assert split_records(parts, "train", None).labels.tolist() == [0, 2, -1]
     assert split_records(parts, "val", None).labels.tolist() == [1]
 
 
@@ -529,7 +559,8 @@ def test_class_names_are_common_to_both_splits():
 def test_load_dataset_resumes_after_sigkill(tmp_path):
     for i in range(300): paint(tmp_path/"d"/"train"/f"{i:03d}.png", i, (200, 200))
     paint(tmp_path/"d"/"val"/"0.png")
-    code = f"from diffprune.data.datasets import *\nfrom diffprune.core.store import Store\nload_dataset('folder:{tmp_path/'d'}', store=Store({str(tmp_path/'killed')!r}), image_size=32)"
+    code = ("from diffprune.data.datasets import *\nfrom diffprune.core.store import Store\n"
+            f"load_dataset('folder:{tmp_path/'d'}', store=Store({str(tmp_path/'killed')!r}), image_size=32)")
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     deadline, journals = time.monotonic() + 60, []
     while time.monotonic() < deadline and process.poll() is None:
