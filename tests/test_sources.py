@@ -174,10 +174,10 @@ def test_another_split_of_the_same_files_decodes_nothing(tmp_path, store, decode
 
 
 def test_pixels_of_another_decoder_are_not_taken_over(tmp_path, store, decoded, monkeypatch):
-    from diffprune.data import sources
+    from diffprune.data import reuse
     for i in range(5): paint(tmp_path/"d"/f"{i}.png", i)
     load(tmp_path/"d", store); decoded.clear(); paint(tmp_path/"d"/"5.png", 5)
-    monkeypatch.setattr(sources, "decoder", lambda: dict(pillow="0", code="0"))
+    monkeypatch.setattr(reuse, "decoder", lambda: dict(pillow="0", code="0"))
     load(tmp_path/"d", store)
     assert len(decoded) == 6
 
