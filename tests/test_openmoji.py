@@ -16,8 +16,10 @@ pytest.importorskip("resvg_py", reason="the bundled extra is not installed")
 @pytest.mark.parametrize("code,group,tone", [
     ("1F600", "Smileys & Emotion", "none"), ("1F44D-1F3FF", "People & Body", "dark"), ("1F1E9-1F1EA", "Flags", "none"),
     ("0023-FE0F-20E3", "Symbols", "none"), ("1F9D1-1F3FB-200D-2764-FE0F-200D-1F9D1-1F3FF", "People & Body", "several"),
-    ("1F468-1F3FC-200D-1F91D-200D-1F468-1F3FC", "People & Body", "medium-light"), ("1F3FE", "Component", "none"), ("E10A", "Extras", "none"),
-    ("1F431", "Animals & Nature", "none"), ("1F34E", "Food & Drink", "none"), ("1F697", "Travel & Places", "none"), ("26BD", "Activities", "none"),
+    ("1F468-1F3FC-200D-1F91D-200D-1F468-1F3FC", "People & Body", "medium-light"), ("1F3FE", "Component", "none"),
+    ("E10A", "Extras", "none"),
+    ("1F431", "Animals & Nature", "none"), ("1F34E", "Food & Drink", "none"), ("1F697", "Travel & Places", "none"),
+    ("26BD", "Activities", "none"),
     ("1F4A1", "Objects", "none")])
 def test_groups_and_tones(code, group, tone):
     facts = describe_emoji(code)
@@ -60,7 +62,8 @@ def test_bad_fraction(tmp_path, fraction):
 def test_small_set_end_to_end(tmp_path, monkeypatch):
     some = openmoji_files()[::60]
     monkeypatch.setattr(openmoji, "openmoji_files", lambda: some)
-    train, val = (load_dataset("openmoji", s, image_size=16, store=Store(tmp_path), progress=False, val_fraction=0.2) for s in ("train", "val"))
+    train, val = (load_dataset("openmoji", s, image_size=16, store=Store(tmp_path), progress=False,
+                               val_fraction=0.2) for s in ("train", "val"))
     assert len(val) == round(0.2 * len(some)) and len(train) + len(val) == len(some) and train.images.shape[1:] == (3, 16, 16)
     assert train.classes == list(CLASSES) and list(train.attributes.columns) == ["name", "subgroup", "skin_tone"]
     i = 5

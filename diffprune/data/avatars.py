@@ -22,7 +22,8 @@ from .openmoji import render_svg
 
 # %% ../../nbs/data/11_avatars.ipynb #cell-5
 def _package():
-    try: import python_avatars
+    try:
+        import python_avatars
     except ModuleNotFoundError as e:
         raise ModuleNotFoundError('the avatars need packages that are not installed: pip install "diffprune[bundled]"') from e
     return python_avatars
@@ -74,8 +75,8 @@ def uniform(
 
 def draw_attributes(
     n:int,  # faces
-    split:str="train",
-    seed:int=0,
+    split:str="train",  # faces of another split are others
+    seed:int=0,  # another seed gives other faces
     skew:dict|None=None,  # attribute -> Zipf exponent or {value: weight}
 ) -> pd.DataFrame:  # n rows, a column an attribute, as drawn
     "Values of every attribute; row i depends on (seed, split, i) alone."

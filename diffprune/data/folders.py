@@ -54,7 +54,8 @@ def scan_folder(
     found, skipped, todo = [], [], [(str(folder), "", frozenset())]
     while todo:
         place, prefix, above = todo.pop()
-        try: here, items = os.stat(place), sorted(os.scandir(place), key=lambda item: item.name)
+        try:
+            with os.scandir(place) as found_here: here, items = os.stat(place), sorted(found_here, key=lambda item: item.name)
         except OSError as e:
             if not prefix: raise
             skipped.append((prefix, f"cannot be listed: {e.strerror}")); continue

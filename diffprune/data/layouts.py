@@ -21,6 +21,10 @@ from .report import n_of, several
 from .split import n_held_out, number_labels, split_of, stratified_split
 
 # %% ../../nbs/data/06_layouts.ipynb #7086748d
+def _check_choices(**options):
+    for name, value in options.items():
+        if value not in ("auto", "folders", "none"): raise ValueError(f"{name}={value!r}: choose from 'auto', 'folders', 'none'")
+
 def _step(tree):
     "The first folders on the way to the images, each with the tree below it, and the images that lie in none."
     inside, loose = {}, []
@@ -108,7 +112,7 @@ def find_splits(
     where="the folder",  # for errors
 ) -> tuple[dict, list, list]:  # split -> {position: rest of the path}; positions of images in no split; notes
     "To which split each image belongs. Raises `ValueError` where that is not clear, and says how to decide."
-    if splits not in ("auto", "folders", "none"): raise ValueError(f"splits={splits!r}: choose from 'auto', 'folders', 'none'")
+    _check_choices(splits=splits)
     tree, above = _unwrap({i: tuple(p.split("/")) for i, p in enumerate(paths)}, stop=lambda name: splits != "none" and split_of(name))
     notes = [f"all images lie in {'/'.join(above)}/, which is passed over"] if above else []
     inside, loose = _step(tree)
@@ -148,7 +152,7 @@ def find_classes(
     given=None,  # position -> class by metadata, for some of the images
 ) -> tuple[dict, list]:  # position -> name of its class, None where there is none; notes
     "The class of each image by its first folder. Raises `ValueError` for an unknown way of labelling."
-    if labels not in ("auto", "folders", "none"): raise ValueError(f"labels={labels!r}: choose from 'auto', 'folders', 'none'")
+    _check_choices(labels=labels)
     def classes_of(split, tree):
         known = given.keys() & tree.keys() if given else ()
         return (dict.fromkeys(tree) | {i: given[i] for i in known}, []) if known else _class_tree(split, tree, labels)
@@ -315,6 +319,7 @@ def read_layout(
     progress:str="",  # title of a progress bar while files are hashed for the first time; none if empty
 ) -> Layout:
     "Look at a folder. Raises `FileNotFoundError` if there are no images, `ValueError` where it could be read in two ways."
+    _check_choices(splits=splits, labels=labels)
     files, skipped = scan_folder(root)
     hashes = file_hashes(root, files, store, progress=progress)
     images = [(e, h) for e, h in zip(files, hashes) if h != NO_IMAGE]

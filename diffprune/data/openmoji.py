@@ -65,7 +65,8 @@ def render_svg(
     **source,  # svg_path=... or svg_string=...
 ) -> np.ndarray:  # (3, H, W) uint8
     "Pixels of a square vector graphic on white."
-    try: from resvg_py import svg_to_bytes
+    try:
+        from resvg_py import svg_to_bytes
     except ModuleNotFoundError as e:
         raise ModuleNotFoundError('drawing needs resvg-py: pip install "diffprune[bundled]"') from e
     png = svg_to_bytes(**source, width=image_size, height=image_size, background="#ffffff", skip_system_fonts=True)
