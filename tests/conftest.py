@@ -1,4 +1,5 @@
-"""One store for the whole test session and all its processes, so that what several tests need is computed once and nothing of the user's is touched."""
+"""One store for the whole test session and all its processes, so that what several tests need is computed once and nothing of the user's
+is touched."""
 import os
 
 import pytest

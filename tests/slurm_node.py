@@ -76,7 +76,9 @@ def slurm_node(folder, cpus=2):
     (folder / "slurm.conf").write_text(CONF.format(folder=folder, host=host, ports=_free_ports(2), cpus=cpus))
     env = dict(SLURM_CONF=str(folder / "slurm.conf"), PATH=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]))
     started, log = [], open(folder / "daemons.log", "ab")
-    start = lambda *command: started.append(subprocess.Popen(command, env={**os.environ, **env}, stdout=log, stderr=log, start_new_session=True))
+    start = lambda *command: started.append(
+        subprocess.Popen(command, env={**os.environ, **env}, stdout=log, stderr=log, start_new_session=True)
+    )
 
     def munge_is_up():
         "munged"

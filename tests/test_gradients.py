@@ -23,8 +23,12 @@ def dit(dtype=torch.float64, seed=0, **kw):
 def arguments(m, n=5, dtype=torch.float64, seed=1):
     g = torch.Generator().manual_seed(seed)
     shape = (n, m.in_channels, m.input_size, m.input_size)
-    return dict(x_1=torch.randn(shape, generator=g).to(dtype), x_0=torch.randn(shape, generator=g).to(dtype), t=torch.rand(n, generator=g).to(dtype),
-                y=torch.randint(4, (n,), generator=g) if m.num_classes else None)
+    return dict(
+        x_1=torch.randn(shape, generator=g).to(dtype),
+        x_0=torch.randn(shape, generator=g).to(dtype),
+        t=torch.rand(n, generator=g).to(dtype),
+        y=torch.randint(4, (n,), generator=g) if m.num_classes else None,
+    )
 
 def single(m, losses, n):
     "name -> (n, *shape), by n backward passes."
@@ -42,7 +46,9 @@ def check(m, losses, n, rtol, atol_dot=1e-9):
         true = torch.cat(parts, 1).norm(dim=1)
         torch.testing.assert_close(sq.sqrt(), true, rtol=rtol, atol=1e-7 * true.max().item(), msg=lambda s: f"{name}: {s}")
         dot = sum((full[f"{name}.{w}"] * along[f"{name}.{w}"]).flatten(1).sum(1) for w in ("weight", "bias") if f"{name}.{w}" in full)
-        torch.testing.assert_close(found.layer_dots[name], dot, rtol=rtol, atol=max(atol_dot, rtol * (true.max() * along[f"{name}.weight"].norm()).item()))
+        torch.testing.assert_close(
+            found.layer_dots[name], dot, rtol=rtol, atol=max(atol_dot, rtol * (true.max() * along[f"{name}.weight"].norm()).item())
+        )
     torch.testing.assert_close(found.norm, torch.cat([v.flatten(1) for v in full.values()], 1).norm(dim=1), rtol=rtol, atol=0)
     assert {k.rsplit(".", 1)[0] for k in full} == set(found.layer_sq_norms)
 
@@ -59,7 +65,9 @@ def test_dit_layer_by_layer(kw, dtype, rtol, device):
     if device == "cpu": check(m, check_on, 5, rtol)
     else:
         full = single(m, check_on, 5)
-        torch.testing.assert_close(sample_gradients(m, check_on).norm, torch.cat([v.flatten(1) for v in full.values()], 1).norm(dim=1), rtol=rtol, atol=0)
+        torch.testing.assert_close(
+            sample_gradients(m, check_on).norm, torch.cat([v.flatten(1) for v in full.values()], 1).norm(dim=1), rtol=rtol, atol=0
+        )
 
 def test_dropped_labels_use_the_null_row():
     m = dit(); a = arguments(m)
@@ -188,6 +196,9 @@ def test_without_a_compiler_it_warns_and_computes_the_same():
     m = nn.Sequential(nn.Linear(3, 4), nn.Tanh()).double()
     x = torch.randn(5, 2, 3).double()
     losses = lambda batch: m(batch["x"]).square().sum((1, 2))
-    with inductor.patch({"cpp.cxx": ("/nowhere/c++",), "force_disable_caches": True}), pytest.warns(UserWarning, match="could not be compiled"):
+    with (
+        inductor.patch({"cpp.cxx": ("/nowhere/c++",), "force_disable_caches": True}),
+        pytest.warns(UserWarning, match="could not be compiled"),
+    ):
         found = CompiledGradients(m, losses)(dict(x=x))
     torch.testing.assert_close(found.norm, sample_gradients(m, lambda: losses(dict(x=x))).norm)

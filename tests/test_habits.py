@@ -52,7 +52,8 @@ def undocumented(source):
     for called, f in functions(ast.parse(source)):
         decorators = {n.id for d in f.decorator_list for n in ast.walk(d) if isinstance(n, ast.Name)}
         if ast.get_docstring(f) is None: yield f"{called} has no docstring"
-        if any(isinstance(n, ast.Attribute) and n.attr == "command" for d in f.decorator_list for n in ast.walk(d)): continue  # typer: help= says it
+        # typer: help= says it
+        if any(isinstance(n, ast.Attribute) and n.attr == "command" for d in f.decorator_list for n in ast.walk(d)): continue
         args = [*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs, *filter(None, [f.args.vararg, f.args.kwarg])]
         if args and (args[0].arg in ("self", "cls") or "patch" in decorators): args = args[1:]
         if [a.arg for a in args[:4]] == MAKER: args = args[4:]

@@ -66,7 +66,11 @@ def test_references_to_notebooks_lead_somewhere():
 
 
 def test_every_module_has_a_notebook():
-    files = [p.relative_to(ROOT / "diffprune").with_suffix("") for p in (ROOT / "diffprune").rglob("*.py") if p.name not in ("__init__.py", "_modidx.py")]
+    files = [
+        p.relative_to(ROOT / "diffprune").with_suffix("")
+        for p in (ROOT / "diffprune").rglob("*.py")
+        if p.name not in ("__init__.py", "_modidx.py")
+    ]
     assert {".".join(f.parts) for f in files} == {module_of(n) for n in NOTEBOOKS} - {None}
 
 
@@ -112,5 +116,6 @@ def test_a_public_name_means_one_thing():
             named = [] if patched else [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else []
             if isinstance(node, ast.Assign): named = [n.id for t in node.targets for n in ast.walk(t) if isinstance(n, ast.Name)]
             for name in named:
-                if not name.startswith("_") and name not in ("log", "d"): homes.setdefault(name, set()).add(path.relative_to(ROOT).as_posix())
+                if not name.startswith("_") and name not in ("log", "d"):
+                    homes.setdefault(name, set()).add(path.relative_to(ROOT).as_posix())
     assert {n: sorted(h) for n, h in homes.items() if len(h) > 1} == {}

@@ -87,7 +87,8 @@ def test_a_cell_that_runs_again_replaces_its_method():
     define(TOY)
     define(TOY.replace("a toy", "a better toy"))
     assert len(known_methods()) == len(methods_table()) and methods_table().set_index("name").source["shortest"] == "a better toy"
-    with pytest.raises(ValueError, match="'shortest' is taken by ShortestPruner of __main__"): define(TOY.replace("class Shortest", "class Other"))
+    with pytest.raises(ValueError, match="'shortest' is taken by ShortestPruner of __main__"):
+        define(TOY.replace("class Shortest", "class Other"))
     with pytest.raises(ValueError, match="'el2n' is taken by ScorePruner of diffprune.pruning.score_pruners"):
         define('register_pruner("el2n", "Mine", needs="proxy", score=lambda arrays: arrays["losses"][-1].mean(1))(ScorePruner)')
 
@@ -125,7 +126,10 @@ def test_scores_of_another_method():
     register_pruner("lost", "Lost", needs="proxy", score="nowhere")(ScorePruner)
     register_pruner("circle", "Circle", needs="proxy", score="circle")(ScorePruner)
     register_pruner("other", "Other", needs="influence", score="easy")(ScorePruner)
-    assert scoring_method(parse_method("borrows").method) is parse_method("easy").method and scoring_method(parse_method("interval").method).name == "el2n"
+    assert (
+        scoring_method(parse_method("borrows").method) is parse_method("easy").method
+        and scoring_method(parse_method("interval").method).name == "el2n"
+    )
     for name in ("lost", "circle", "other", "random"):
         with pytest.raises(ValueError, match=f"'{name}' takes its scores from"): scoring_method(parse_method(name).method)
     assert make_pruner("easy", random_state=1).get_params()["stratify"]
@@ -153,7 +157,8 @@ def test_unknown_names(name):
 def test_options_are_checked():
     for bad in ("k", "keep"):
         with pytest.raises(ValueError, match=f"no option {bad}; ClusterPruner has .*n_clusters"): make_pruner("cluster_lite0", **{bad: 3})
-    with pytest.raises(ValueError, match="'balanced_lite0' has no option quotas; .* fixes quotas='balanced'"): make_pruner("balanced_lite0", quotas="proportional")
+    with pytest.raises(ValueError, match="'balanced_lite0' has no option quotas; .* fixes quotas='balanced'"):
+        make_pruner("balanced_lite0", quotas="proportional")
     for name in LIBRARY: assert make_pruner(name + "_inv", random_state=5).get_params()["keep"] == "low"
 
 
@@ -184,7 +189,10 @@ def test_a_plug_in_that_fails_is_named(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "broken_pruners.py").write_text("1/0")
     monkeypatch.setenv("DIFFPRUNE_PLUGINS", "broken_pruners")
-    with pytest.raises(ValueError, match="'broken_pruners', named by the environment variable DIFFPRUNE_PLUGINS, cannot be imported: ZeroDivisionError"): known_methods()
+    with pytest.raises(
+        ValueError, match="'broken_pruners', named by the environment variable DIFFPRUNE_PLUGINS, cannot be imported: ZeroDivisionError"
+    ):
+        known_methods()
     monkeypatch.setenv("DIFFPRUNE_PLUGINS", "no_such_pruners")
     with pytest.raises(ValueError, match="'no_such_pruners'.*ModuleNotFoundError"): load_plugins()
 

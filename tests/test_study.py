@@ -15,9 +15,13 @@ SHORT = {"train.steps": 12, "vqvae_train.steps": 8}
 
 
 def test_killed_study_goes_on_and_gives_the_same(tmp_path, store_root):
-    arguments = dict(dataset="digits", preset="smoke", methods=["random"], ratios=[0.5], seeds=[7], overrides={**SHORT, "train.checkpoint_every": 3})
-    code = ("import json, sys, torch\ntorch.set_num_threads(1)\nfrom diffprune.study.study import Study\nfrom diffprune.core.store import Store\n"
-            "Study(**json.loads(sys.argv[1]), store=Store(sys.argv[2]), device='cpu', workers=1).run(progress=False)")
+    arguments = dict(
+        dataset="digits", preset="smoke", methods=["random"], ratios=[0.5], seeds=[7], overrides={**SHORT, "train.checkpoint_every": 3}
+    )
+    code = (
+        "import json, sys, torch\ntorch.set_num_threads(1)\nfrom diffprune.study.study import Study\nfrom diffprune.core.store import Store\n"
+        "Study(**json.loads(sys.argv[1]), store=Store(sys.argv[2]), device='cpu', workers=1).run(progress=False)"
+    )
     command = lambda root: [sys.executable, "-c", code, json.dumps(arguments), str(root)]
     subprocess.run(command(store_root), check=True)
     whole = Study(**arguments, store=Store(store_root), device="cpu", workers=1)
@@ -40,9 +44,22 @@ def test_killed_study_goes_on_and_gives_the_same(tmp_path, store_root):
 
 
 def test_results_name_their_backbone(store):
-    study = Study("digits", "smoke", ["random"], [0.5], [7], "lite0", overrides={**SHORT, "train.checkpoint_every": 3}, store=store, device="cpu", workers=1)
+    study = Study(
+        "digits",
+        "smoke",
+        ["random"],
+        [0.5],
+        [7],
+        "lite0",
+        overrides={**SHORT, "train.checkpoint_every": 3},
+        store=store,
+        device="cpu",
+        workers=1,
+    )
     table = study.results(progress=False)
-    assert set(table.name) == {f"{m} (lite0)" for m in ("FD", "KD", "class score", "precision", "recall", "F-score", "density", "coverage", "Vendi score")}
+    assert set(table.name) == {
+        f"{m} (lite0)" for m in ("FD", "KD", "class score", "precision", "recall", "F-score", "density", "coverage", "Vendi score")
+    }
     assert (table.low <= table.value).all() and (table.value <= table.high).all()
     assert study.missing() == []
     assert study.images(Run("random", 0.5, 7), 3).dtype == "uint8"

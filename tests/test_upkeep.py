@@ -106,14 +106,16 @@ def test_an_artifact_of_an_older_version_is_still_read(fresh_store):
 
 def test_a_full_disk_says_so(tmp_path):
     if os.geteuid() != 0: pytest.skip("mounting a small tmpfs needs root")
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)], capture_output=True).returncode: pytest.skip("nothing can be mounted here")
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)], capture_output=True).returncode:
+        pytest.skip("nothing can be mounted here")
     try:
         for write in (lambda p: save_array(p, np.zeros(10**6)), lambda p: create_array(p, np.float32, (10**6,))):
             with pytest.raises(OSError, match="No space left on device"): write(tmp_path / "big.npy")
             (tmp_path / "big.npy").unlink(missing_ok=True)
             assert not list(tmp_path.iterdir())
         fresh = Store(tmp_path / "store")
-        with pytest.raises(OSError, match="No space left"): fresh.build("big", make=lambda folder: save_array(folder / "a.npy", np.zeros(10**6)))
+        with pytest.raises(OSError, match="No space left"):
+            fresh.build("big", make=lambda folder: save_array(folder / "a.npy", np.zeros(10**6)))
         assert fresh.artifacts() == []
     finally: subprocess.run(["umount", "-l", str(tmp_path)], check=True)
 
@@ -144,10 +146,16 @@ def test_what_an_artifact_records(fresh_store):
 
 
 def test_results_show_provenance_and_changed_code(fresh_store, monkeypatch):
-    study = Study("digits", "smoke", ["random"], [0.5], metrics_backbone="pixels", overrides=SHORT, store=fresh_store, device="cpu", workers=1)
-    table = study.results(progress=False, provenance=["model.seconds", "model.packages.torch", "vqvae.settings.train.steps", "code_changed", "nothing"])
+    study = Study(
+        "digits", "smoke", ["random"], [0.5], metrics_backbone="pixels", overrides=SHORT, store=fresh_store, device="cpu", workers=1
+    )
+    table = study.results(
+        progress=False, provenance=["model.seconds", "model.packages.torch", "vqvae.settings.train.steps", "code_changed", "nothing"]
+    )
     model = table[table.method == "random"].iloc[0]
-    assert model["model.seconds"] > 0 and model["vqvae.settings.train.steps"] == 8 and not model["code_changed"] and model["nothing"] is None
+    assert (
+        model["model.seconds"] > 0 and model["vqvae.settings.train.steps"] == 8 and not model["code_changed"] and model["nothing"] is None
+    )
     origin = study.provenance_table()
     assert set(origin.kind) == set(study.plan().kind) and not origin.code_changed.astype(bool).any()
     from diffprune.study import study as study_module
@@ -169,7 +177,10 @@ def test_results_show_provenance_and_changed_code(fresh_store, monkeypatch):
 
 def test_workers_are_dealt_to_devices(fresh_store, monkeypatch):
     started = []
-    monkeypatch.setattr("diffprune.study.schedule.subprocess.Popen", lambda command, env, **k: started.append((command[-1], env.get("CUDA_VISIBLE_DEVICES"))))
+    monkeypatch.setattr(
+        "diffprune.study.schedule.subprocess.Popen",
+        lambda command, env, **k: started.append((command[-1], env.get("CUDA_VISIBLE_DEVICES"))),
+    )
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     study = Study("digits", "smoke", ["random"], [0.5], store=fresh_store, device="cpu,cpu", workers=2)
     assert study.workers == 4 and study.devices == ["cpu", "cpu"]

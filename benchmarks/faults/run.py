@@ -33,13 +33,36 @@ from diffprune.core import store as store_module  # noqa: E402
 from diffprune.core.store import Store  # noqa: E402
 from diffprune.study.study import Study  # noqa: E402
 
-OVERRIDES = {"data.n_val": 1500, "vqvae_train.steps": 8, "vqvae_train.checkpoint_every": 3, "train.steps": 24, "train.checkpoint_every": 4, "n_bootstrap": 2}
+OVERRIDES = {
+    "data.n_val": 1500,
+    "vqvae_train.steps": 8,
+    "vqvae_train.checkpoint_every": 3,
+    "train.steps": 24,
+    "train.checkpoint_every": 4,
+    "n_bootstrap": 2,
+}
 METHODS = ["random", "el2n", "moso", "cluster_pixels"]
-KINDS = ["images", "vqvae", "latents", "features", "clusters", "proxy", "surrogates", "scores", "subset", "model", "samples", "reference", "metrics"]
+KINDS = [
+    "images",
+    "vqvae",
+    "latents",
+    "features",
+    "clusters",
+    "proxy",
+    "surrogates",
+    "scores",
+    "subset",
+    "model",
+    "samples",
+    "reference",
+    "metrics",
+]
 
 
 def study_in(root, methods):
-    return Study("digits", "smoke", methods, [0.5], metrics_backbone="pixels", overrides=OVERRIDES, store=Store(root), device="cpu", workers=1)
+    return Study(
+        "digits", "smoke", methods, [0.5], metrics_backbone="pixels", overrides=OVERRIDES, store=Store(root), device="cpu", workers=1
+    )
 
 
 class Child:
@@ -153,8 +176,11 @@ class Bench:
         busy = sorted(p.name.partition("-")[0] for p in (root / "work").glob("*"))
         ok = self.whole(root)
         again = self.child(root)
-        return dict(detail=f"killed in {', '.join(busy) or 'between stages'}" if hit else "was done before", hit=hit and (kind is None or kind in busy),
-                    recovered=ok and again.wait() == 0 and self.finished(root))
+        return dict(
+            detail=f"killed in {', '.join(busy) or 'between stages'}" if hit else "was done before",
+            hit=hit and (kind is None or kind in busy),
+            recovered=ok and again.wait() == 0 and self.finished(root),
+        )
 
     def full_disk(self, kind):
         "A tmpfs that is too small; then it grows."
@@ -174,8 +200,11 @@ class Bench:
             subprocess.run(["mount", "-o", "remount,size=1g", str(root)], check=True)
             again = self.child(root)
             fine = again.wait() == 0 and self.finished(root)
-            return dict(detail=f"{kind}: {'no space left' if said else 'enough space' if code == 0 else f'exit code {code}'}", hit=code != 0,
-                        recovered=ok and fine and (code == 0 or code == 1 and said))
+            return dict(
+                detail=f"{kind}: {'no space left' if said else 'enough space' if code == 0 else f'exit code {code}'}",
+                hit=code != 0,
+                recovered=ok and fine and (code == 0 or code == 1 and said),
+            )
         finally: subprocess.run(["umount", "-l", str(root)], check=True)
 
     def flip(self, kind):
@@ -203,12 +232,17 @@ class Bench:
         hit = child.alive()
         child.kill()
         newest = max((c for c in found() if c), key=len, default=[None])[-1]
-        if not hit or newest is None: return dict(detail=f"{kind}: was done before", hit=False, recovered=self.child(root).wait() == 0 and self.finished(root))
+        if not hit or newest is None:
+            return dict(detail=f"{kind}: was done before", hit=False, recovered=self.child(root).wait() == 0 and self.finished(root))
         victim = self.random.choice(sorted(p for p in newest.iterdir()))
         self._flip(victim)
         again = self.child(root)
         code = again.wait()
-        return dict(detail=f"{kind}: {victim.name} of a checkpoint", hit=True, recovered=code == 0 and "is damaged" in again.words and self.finished(root))
+        return dict(
+            detail=f"{kind}: {victim.name} of a checkpoint",
+            hit=True,
+            recovered=code == 0 and "is damaged" in again.words and self.finished(root),
+        )
 
     def _counting(self, root):
         def before():
@@ -242,12 +276,18 @@ class Bench:
         code = child.wait()
         again = self.child(root)
         fine = again.wait() == 0 and self.whole(root) and self.study_results(root)
-        return dict(detail=f"{gone.parent.name} deleted while {kind} was made: {'went on' if code == 0 else 'stopped with an error'}", hit=True,
-                    recovered=fine and code in (0, 1))
+        return dict(
+            detail=f"{gone.parent.name} deleted while {kind} was made: {'went on' if code == 0 else 'stopped with an error'}",
+            hit=True,
+            recovered=fine and code in (0, 1),
+        )
 
     def study_results(self, root):
         study = study_in(root, self.methods)
-        return not study.missing() and all(self.files[s.key(study.store).hash] == study.store.find(s.key(study.store)).meta["files"] for s in map(study.measured, study.runs))
+        return not study.missing() and all(
+            self.files[s.key(study.store).hash] == study.store.find(s.key(study.store)).meta["files"]
+            for s in map(study.measured, study.runs)
+        )
 
     def clock_jump(self, kind):
         "Two processes whose clocks are days apart and jump back while they work; then a collection of what is older than a day."
@@ -266,18 +306,40 @@ class Bench:
         artifacts = Store(root).artifacts()
         place = {a.hash: i for i, a in enumerate(artifacts)}
         made = set((root / "makes.txt").read_text().replace("-", "/").split())
-        ordered = all(place[i["hash"]] < place[a.hash] for a in artifacts for i in a.meta["inputs"].values() if i["hash"] in place and f"{a.kind}/{a.hash}" in made)
+        ordered = all(
+            place[i["hash"]] < place[a.hash]
+            for a in artifacts
+            for i in a.meta["inputs"].values()
+            if i["hash"] in place and f"{a.kind}/{a.hash}" in made
+        )
         positive = all(a.meta["seconds"] >= 0 for a in artifacts)
-        return dict(detail=f"{kind}: {n} artifacts made", hit=True, recovered=fine and once and ordered and positive and self.finished(root))
+        return dict(
+            detail=f"{kind}: {n} artifacts made", hit=True, recovered=fine and once and ordered and positive and self.finished(root)
+        )
 
 
-FAULTS = dict(kill=KINDS, kill_anytime=KINDS, full_disk=["vqvae", "latents", "features", "proxy", "model", "samples"], flip=KINDS, flip_checkpoint=["vqvae", "proxy", "model"],
-              two_studies=["vqvae", "model", "scores"], delete=["latents", "model", "samples"], clock_jump=["vqvae", "scores", "model"])
+FAULTS = dict(
+    kill=KINDS,
+    kill_anytime=KINDS,
+    full_disk=["vqvae", "latents", "features", "proxy", "model", "samples"],
+    flip=KINDS,
+    flip_checkpoint=["vqvae", "proxy", "model"],
+    two_studies=["vqvae", "model", "scores"],
+    delete=["latents", "model", "samples"],
+    clock_jump=["vqvae", "scores", "model"],
+)
 
 
-WHAT = dict(kill="SIGKILL at a random moment in a stage", kill_anytime="SIGKILL at a random moment of a study that begins with a stage", full_disk="the disk is full (a tmpfs of random size)", flip="one flipped bit in an artifact",
-            flip_checkpoint="one flipped bit in the newest checkpoint, after a SIGKILL", two_studies="two studies at once on one store",
-            delete="an artifact deleted while a study runs", clock_jump="two processes with jumping clocks, days apart")
+WHAT = dict(
+    kill="SIGKILL at a random moment in a stage",
+    kill_anytime="SIGKILL at a random moment of a study that begins with a stage",
+    full_disk="the disk is full (a tmpfs of random size)",
+    flip="one flipped bit in an artifact",
+    flip_checkpoint="one flipped bit in the newest checkpoint, after a SIGKILL",
+    two_studies="two studies at once on one store",
+    delete="an artifact deleted while a study runs",
+    clock_jump="two processes with jumping clocks, days apart",
+)
 
 
 def table(path):
@@ -288,7 +350,10 @@ def table(path):
         mine = [r for r in rows if r["fault"] == fault]
         hits = [r for r in mine if r["hit"] == "True"]
         stages = ", ".join(dict.fromkeys(r["stage"] for r in mine))
-        if mine: lines.append(f"| {what} | {stages} | {len(mine)} | {len(hits)} | {sum(r['recovered'] == 'True' for r in mine)} of {len(mine)} |")
+        if mine:
+            lines.append(
+                f"| {what} | {stages} | {len(mine)} | {len(hits)} | {sum(r['recovered'] == 'True' for r in mine)} of {len(mine)} |"
+            )
     return "\n".join(lines) + "\n"
 
 

@@ -21,9 +21,27 @@ import numpy as np
 import pandas as pd
 
 ROWS = ("latents", "features", "samples")  # kinds that hold a row an image
-STUDY = dict(dataset="digits", preset="smoke", methods=["grand", "moso"], ratios=[0.5], seeds=[0], overrides={
-    "vqvae_train.steps": 20, "vqvae_train.batch_size": 15, "vqvae_train.log_every": 1, "train.steps": 20, "train.batch_size": 15, "train.log_every": 1,
-    "proxy.epochs": 1, "proxy.n_noise": 1, "proxy.n_surrogates": 1, "sample.n_samples": 100, "sample.batch_size": 64, "n_bootstrap": 20})
+STUDY = dict(
+    dataset="digits",
+    preset="smoke",
+    methods=["grand", "moso"],
+    ratios=[0.5],
+    seeds=[0],
+    overrides={
+        "vqvae_train.steps": 20,
+        "vqvae_train.batch_size": 15,
+        "vqvae_train.log_every": 1,
+        "train.steps": 20,
+        "train.batch_size": 15,
+        "train.log_every": 1,
+        "proxy.epochs": 1,
+        "proxy.n_noise": 1,
+        "proxy.n_surrogates": 1,
+        "sample.n_samples": 100,
+        "sample.batch_size": 64,
+        "n_bootstrap": 20,
+    },
+)
 
 
 def work(store, device="cpu", study=STUDY):
@@ -58,7 +76,8 @@ def differences(one, several, kinds=None):
     for a in Store(one).artifacts():
         if kinds and a.kind not in kinds or a.kind == "images": continue
         mine, theirs = arrays(a), arrays(others[a.hash])
-        if mine.keys() != theirs.keys(): raise ValueError(f"{a.kind} {a.hash}: {sorted(mine)} in one store and {sorted(theirs)} in the other")
+        if mine.keys() != theirs.keys():
+            raise ValueError(f"{a.kind} {a.hash}: {sorted(mine)} in one store and {sorted(theirs)} in the other")
         for name in mine:
             x, y = (np.asarray(v[name], dtype=np.float64) for v in (mine, theirs))
             d = np.abs(x - y).max() if x.size else 0.0
@@ -70,7 +89,9 @@ def differences(one, several, kinds=None):
 def launch(n, *args, **options):
     "Run this file, or another script, in n processes."
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={n}", "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
-    return subprocess.run([*command, *map(str, args)], env=dict(os.environ, OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1")), **options)
+    return subprocess.run(
+        [*command, *map(str, args)], env=dict(os.environ, OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1")), **options
+    )
 
 
 def table(found):

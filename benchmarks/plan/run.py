@@ -22,14 +22,18 @@ def main():
     a = p.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as root:
-        study = Study(a.dataset, a.preset, a.methods.split(","), [float(r) for r in a.ratios.split(",")], store=Store(root), device="cpu", workers=1)
+        study = Study(
+            a.dataset, a.preset, a.methods.split(","), [float(r) for r in a.ratios.split(",")], store=Store(root), device="cpu", workers=1
+        )
         plan = study.plan(estimate=True, progress=False).set_index("hash")
         study.run(progress=False)
         measured = study.provenance_table(["seconds"]).set_index("hash")
         kinds = plan.kind.unique()
         store = study.store
         sizes = {h: folder_bytes(store.root / plan.kind[h] / h) / 2**20 for h in plan.index}
-    table = plan.assign(estimated_s=plan.device_hours * 3600, measured_s=measured.seconds, estimated_mib=plan.gib * 1024, measured_mib=sizes)
+    table = plan.assign(
+        estimated_s=plan.device_hours * 3600, measured_s=measured.seconds, estimated_mib=plan.gib * 1024, measured_mib=sizes
+    )
     columns = ["estimated_s", "measured_s", "estimated_mib", "measured_mib"]
     found = table.groupby("kind", sort=False)[columns].sum().loc[kinds]
     found.loc["total"] = found.sum()

@@ -31,8 +31,17 @@ def main():
     with tempfile.TemporaryDirectory() as folder, slurm_node(Path(folder) / "slurm") as env:
         os.environ.update(env, OMP_NUM_THREADS="1")
         store = Store(Path(folder) / "store")
-        study = Study("digits", "smoke", ["random", "cluster_pixels"], [0.5], metrics_backbone="pixels", store=store, device="cpu", workers=1,
-                      overrides={"train.steps": 400, "train.checkpoint_every": 20, "n_bootstrap": 2})
+        study = Study(
+            "digits",
+            "smoke",
+            ["random", "cluster_pixels"],
+            [0.5],
+            metrics_backbone="pixels",
+            store=store,
+            device="cpu",
+            workers=1,
+            overrides={"train.steps": 400, "train.checkpoint_every": 20, "n_bootstrap": 2},
+        )
         say(f"{study}; submit(study, 'slurm', minutes=10, cpus_per_task=1, slurm_signal_delay_s=30)")
         submission = submit(study, "slurm", minutes=10, cpus_per_task=1, slurm_signal_delay_s=30)
         before, interrupted = None, None
@@ -41,7 +50,11 @@ def main():
             if (states := table.state.tolist()) != before: say("\n" + table.to_string(index=False))
             before = states
             if all(s in ("done", "failed", "lost") for s in states): break
-            if interrupted is None and any(len(list(w.glob("checkpoint-*"))) for w in (store.root / "work").glob("model-*")) and "RUNNING" in states[1:]:
+            if (
+                interrupted is None
+                and any(len(list(w.glob("checkpoint-*"))) for w in (store.root / "work").glob("model-*"))
+                and "RUNNING" in states[1:]
+            ):
                 interrupted = submission.parts[1 + states[1:].index("RUNNING")][0]
                 say(f"the time of job {interrupted.job_id} is up: SIGUSR2, as Slurm sends it before the limit")
                 interrupted._interrupt(timeout=True)
@@ -50,7 +63,10 @@ def main():
                     say(f"job {line.split('|')[0]} was requeued, to begin in two minutes; scontrol update StartTime=now")
                     subprocess.run(["scontrol", "update", f"JobId={line.split('|')[0]}", "StartTime=now"], check=True)
             time.sleep(0.5)
-        say("what the interrupted job wrote:\n" + "\n".join(w for w in submission.log(interrupted).splitlines() if "submitit" in w or w.startswith(("Study", "INFO"))))
+        say(
+            "what the interrupted job wrote:\n"
+            + "\n".join(w for w in submission.log(interrupted).splitlines() if "submitit" in w or w.startswith(("Study", "INFO")))
+        )
         found = study.results(progress=False, provenance=["model.seconds", "model.resumed"])
         found = found[found.metric.isin(["fd", "f_score"])]
         say("\n" + found[["method", "pruning_ratio", "n_train", "name", "value", "model.resumed"]].round(3).to_string(index=False))
