@@ -138,8 +138,16 @@ TURNS = {1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4:
 
 
 @pytest.mark.parametrize("orientation", TURNS)
-@pytest.mark.parametrize("format,options,tolerance", [("PNG", {}, 0), ("TIFF", {}, 0), ("WEBP", dict(lossless=True), 0), ("JPEG", dict(quality=100, subsampling=0), 4),
-                                                      ("AVIF", dict(quality=100, subsampling="4:4:4"), 6)])
+@pytest.mark.parametrize(
+    "format,options,tolerance",
+    [
+        ("PNG", {}, 0),
+        ("TIFF", {}, 0),
+        ("WEBP", dict(lossless=True), 0),
+        ("JPEG", dict(quality=100, subsampling=0), 4),
+        ("AVIF", dict(quality=100, subsampling="4:4:4"), 6),
+    ],
+)
 def test_exif_rotation_is_applied_in_every_container(format, options, tolerance, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation

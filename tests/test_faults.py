@@ -55,7 +55,8 @@ def test_ctrl_c_stops_workers_and_a_rerun_goes_on(tmp_path):
     code = (
         "import sys\nfrom diffprune.cli import app\nfrom diffprune.study import study\n"
         "study_init = study.Study.__init__\n"
-        "def init(self, *a, **k): study_init(self, *a, **{**k, 'overrides': {'train.steps': 3000, 'vqvae_train.steps': 8, 'n_bootstrap': 2}})\n"
+        "changes = {'train.steps': 3000, 'vqvae_train.steps': 8, 'n_bootstrap': 2}\n"
+        "def init(self, *a, **k): study_init(self, *a, **{**k, 'overrides': changes})\n"
         "study.Study.__init__ = init\napp()"
     )
     command = [

@@ -56,8 +56,19 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.i
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype, rtol", [(torch.float64, 1e-9), (torch.float32, 1e-4)])
-@pytest.mark.parametrize("kw", [dict(), dict(num_classes=0), dict(learn_sigma=False), dict(patch_size=1), dict(patch_size=4), dict(patch_size=8), dict(class_dropout_prob=0.)],
-                         ids=lambda kw: ",".join(f"{k}={v}" for k, v in kw.items()) or "default")
+@pytest.mark.parametrize(
+    "kw",
+    [
+        dict(),
+        dict(num_classes=0),
+        dict(learn_sigma=False),
+        dict(patch_size=1),
+        dict(patch_size=4),
+        dict(patch_size=8),
+        dict(class_dropout_prob=0.0),
+    ],
+    ids=lambda kw: ",".join(f"{k}={v}" for k, v in kw.items()) or "default",
+)
 def test_dit_layer_by_layer(kw, dtype, rtol, device):
     m = dit(dtype, **kw).to(device)
     a = {k: None if v is None else v.to(device) for k, v in arguments(m, dtype=dtype).items()}
@@ -81,7 +92,16 @@ def test_any_linear_layer(tokens, d_in, d_out, bias, n):
     x = torch.randn(n, tokens, d_in).double()
     check(m, lambda: m(x).sin().sum((1, 2)), n, 1e-7)
 
-@pytest.mark.parametrize("kw", [dict(kernel_size=3), dict(kernel_size=3, padding=1), dict(kernel_size=2, stride=2), dict(kernel_size=3, dilation=2, padding=2, bias=False), dict(kernel_size=(1, 3), stride=(2, 1))])
+@pytest.mark.parametrize(
+    "kw",
+    [
+        dict(kernel_size=3),
+        dict(kernel_size=3, padding=1),
+        dict(kernel_size=2, stride=2),
+        dict(kernel_size=3, dilation=2, padding=2, bias=False),
+        dict(kernel_size=(1, 3), stride=(2, 1)),
+    ],
+)
 def test_convolutions(kw):
     torch.manual_seed(0)
     m = nn.Sequential(nn.Conv2d(2, 3, **kw), nn.Tanh(), nn.Conv2d(3, 2, 1)).double()
@@ -145,7 +165,14 @@ def half_frozen():
     m = nn.Linear(3, 3); m.bias.requires_grad_(False)
     return m
 
-@pytest.mark.parametrize("make, message", [(Shared, "shared between layers"), (lambda: nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), "no per-sample gradient for 1.weight"), (half_frozen, "frozen bias")])
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (Shared, "shared between layers"),
+        (lambda: nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), "no per-sample gradient for 1.weight"),
+        (half_frozen, "frozen bias"),
+    ],
+)
 def test_models_it_would_be_wrong_for(make, message):
     m = make()
     with pytest.raises(ValueError, match=message): sample_gradients(m, lambda: m(torch.ones(2, 3)).sum(1))
@@ -155,7 +182,10 @@ def test_unsupported_convolutions(kw):
     m = nn.Conv2d(2, 2, 3, **kw)
     with pytest.raises(ValueError, match="only convolutions"): sample_gradients(m, lambda: m(torch.ones(1, 2, 4, 4)).flatten(1).sum(1))
 
-@pytest.mark.parametrize("kw, x", [(dict(padding_idx=0), torch.tensor([1, 2])), (dict(max_norm=1.), torch.tensor([1, 2])), (dict(), torch.tensor([[1, 2], [1, 1]]))])
+@pytest.mark.parametrize(
+    "kw, x",
+    [(dict(padding_idx=0), torch.tensor([1, 2])), (dict(max_norm=1.0), torch.tensor([1, 2])), (dict(), torch.tensor([[1, 2], [1, 1]]))],
+)
 def test_unsupported_embeddings(kw, x):
     "Rows that are used twice by a sample add up before they are squared, which the closed form doesn't know."
     m = nn.Embedding(4, 3, **kw)

@@ -90,8 +90,17 @@ def test_order_does_not_matter():
     f, order = np.random.default_rng(0).normal(size=(30, 5)), np.random.default_rng(1).permutation(30)
     np.testing.assert_allclose(mean_influence(f[order]), mean_influence(f)[order])
 
-@pytest.mark.parametrize("f, damping, message", [(np.zeros((3, 2)), 1., "gradients are zero"), (np.full((3, 2), np.inf), 1., "NaN or infinity"), (np.ones(3), 1., r"\(samples, directions\)"),
-    (np.ones((0, 2)), 1., r"\(samples, directions\)"), (np.ones((3, 2)), 0., "damping must be positive"), (np.ones((3, 2)), float("nan"), "damping must be positive")])
+@pytest.mark.parametrize(
+    "f, damping, message",
+    [
+        (np.zeros((3, 2)), 1.0, "gradients are zero"),
+        (np.full((3, 2), np.inf), 1.0, "NaN or infinity"),
+        (np.ones(3), 1.0, r"\(samples, directions\)"),
+        (np.ones((0, 2)), 1.0, r"\(samples, directions\)"),
+        (np.ones((3, 2)), 0.0, "damping must be positive"),
+        (np.ones((3, 2)), float("nan"), "damping must be positive"),
+    ],
+)
 def test_bad_input(f, damping, message):
     for score in (mean_influence, self_influence):
         with pytest.raises(ValueError, match=message): score(f, damping)

@@ -99,15 +99,26 @@ def test_addresses_do_not_depend_on_the_number_of_processes(both):
     assert not list((two / "store/work").glob("*"))
 
 
-@pytest.mark.parametrize("case, main, other", [
-    ("a row of process 1", "OtherProcessError: process 1: ValueError: row 4 is broken", "ValueError: row 4 is broken"),
-    ("make in process 1", "OtherProcessError: process 1: ValueError: no luck", "ValueError: no luck"),
-    ("make in both", "ValueError: no luck", "ValueError: no luck"),
-    ("the first alone", "ValueError: no luck", "OtherProcessError: process 0: ValueError: no luck"),
-    ("before make", "NotADirectoryError", "OtherProcessError: process 0: NotADirectoryError"),
-    ("training alone", "RuntimeError: training takes all processes", "OtherProcessError: process 0: RuntimeError: training takes all processes"),
-    ("too many processes", "ValueError: batch_size 1 is too small for 2 processes", "ValueError: batch_size 1 is too small for 2 processes"),
-])
+@pytest.mark.parametrize(
+    "case, main, other",
+    [
+        ("a row of process 1", "OtherProcessError: process 1: ValueError: row 4 is broken", "ValueError: row 4 is broken"),
+        ("make in process 1", "OtherProcessError: process 1: ValueError: no luck", "ValueError: no luck"),
+        ("make in both", "ValueError: no luck", "ValueError: no luck"),
+        ("the first alone", "ValueError: no luck", "OtherProcessError: process 0: ValueError: no luck"),
+        ("before make", "NotADirectoryError", "OtherProcessError: process 0: NotADirectoryError"),
+        (
+            "training alone",
+            "RuntimeError: training takes all processes",
+            "OtherProcessError: process 0: RuntimeError: training takes all processes",
+        ),
+        (
+            "too many processes",
+            "ValueError: batch_size 1 is too small for 2 processes",
+            "ValueError: batch_size 1 is too small for 2 processes",
+        ),
+    ],
+)
 def test_an_error_of_one_is_an_error_of_all(both, case, main, other):
     told = [json.loads((both[1] / f"errors {rank}.json").read_text())[case] for rank in range(2)]
     assert told[0].startswith(main) and told[1].startswith(other), told

@@ -227,8 +227,18 @@ def test_interval_and_coverage_spread_over_difficulty():
     assert IntervalPruner(reach=0.5).fit(difficulty).select(0.9).indices.max() < 1000
 
 
-@pytest.mark.parametrize("pruner", [IntervalPruner(reach=0), IntervalPruner(reach=1.5), CoveragePruner(strata=1.5), CoveragePruner(hardest=-0.1),
-                                    DensityPruner(temperature=-1, n_clusters=2), TransportPruner(capacity=0.9), TransportPruner(cell_size=1)])
+@pytest.mark.parametrize(
+    "pruner",
+    [
+        IntervalPruner(reach=0),
+        IntervalPruner(reach=1.5),
+        CoveragePruner(strata=1.5),
+        CoveragePruner(hardest=-0.1),
+        DensityPruner(temperature=-1, n_clusters=2),
+        TransportPruner(capacity=0.9),
+        TransportPruner(cell_size=1),
+    ],
+)
 def test_bad_settings(pruner):
     with pytest.raises(ValueError): pruner.fit(FEATURES if isinstance(pruner, (DensityPruner, TransportPruner)) else INPUT["proxy"])
 

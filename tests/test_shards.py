@@ -279,9 +279,23 @@ def test_ranges_report_a_missing_file(tmp_path):
 
 # splits
 
-@pytest.mark.parametrize("path,split", [("train-0.tar", "train"), ("imagenet1k-validation-00.tar", "val"), ("train/valid.parquet", "val"), ("VAL/7.tar", "val"),
-                                        ("training_3.tar", "train"), ("constrain.tar", None), ("test-0.tar", "test"), ("interval.tar", None), ("Dev/0.tar", "val"),
-                                        ("data/Eval-00000-of-00002.parquet", "test"), ("TESTING/1.tar", "test"), ("latest.tar", None)])
+@pytest.mark.parametrize(
+    "path,split",
+    [
+        ("train-0.tar", "train"),
+        ("imagenet1k-validation-00.tar", "val"),
+        ("train/valid.parquet", "val"),
+        ("VAL/7.tar", "val"),
+        ("training_3.tar", "train"),
+        ("constrain.tar", None),
+        ("test-0.tar", "test"),
+        ("interval.tar", None),
+        ("Dev/0.tar", "val"),
+        ("data/Eval-00000-of-00002.parquet", "test"),
+        ("TESTING/1.tar", "test"),
+        ("latest.tar", None),
+    ],
+)
 def test_split_of_a_shard(path, split): assert shard_split(path) == split
 
 

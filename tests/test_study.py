@@ -19,7 +19,8 @@ def test_killed_study_goes_on_and_gives_the_same(tmp_path, store_root):
         dataset="digits", preset="smoke", methods=["random"], ratios=[0.5], seeds=[7], overrides={**SHORT, "train.checkpoint_every": 3}
     )
     code = (
-        "import json, sys, torch\ntorch.set_num_threads(1)\nfrom diffprune.study.study import Study\nfrom diffprune.core.store import Store\n"
+        "import json, sys, torch\ntorch.set_num_threads(1)\n"
+        "from diffprune.study.study import Study\nfrom diffprune.core.store import Store\n"
         "Study(**json.loads(sys.argv[1]), store=Store(sys.argv[2]), device='cpu', workers=1).run(progress=False)"
     )
     command = lambda root: [sys.executable, "-c", code, json.dumps(arguments), str(root)]

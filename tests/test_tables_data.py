@@ -6,15 +6,14 @@ import os
 import tempfile
 from pathlib import Path
 
+import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-
-datasets = pytest.importorskip("datasets")
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from diffprune.data.decode import decode_bytes, decode_records
 from diffprune.data.tables import (
@@ -239,12 +238,25 @@ def both(tmp_path, labels, classes=None, ids=None):
     return out[0]
 
 
-@pytest.mark.parametrize("labels,classes,wanted", [
-    ([1, 0], None, ([1, 0], ["0", "1"], None)), ([1.0, 0.0], None, ([1, 0], ["0", "1"], None)), (["b", "a", "b"], None, ([1, 0, 1], ["a", "b"], None)),
-    ([2, -1], ["x", "y", "z"], ([2, -1], ["x", "y", "z"], None)), ([None, None], None, ([-1, -1], [], None)),
-    ([0, None, 1], None, "row 1 has no label"), ([0.0, math.nan], None, "row 1 has no label"), (["a", None], None, "row 1 has no label"), (["a", ""], None, "row 1 has no label"),
-    ([0, None], ["x"], "row 1 has no label"), ([0.5, 1.0], None, "row 0: label 0.5 is neither"), ([0, -2], None, "row 1: label -2 is no class"), ([10**12], None, "row 0: label 1000000000000"),
-    ([1.5, math.nan], None, "row 1 has no label")])
+@pytest.mark.parametrize(
+    "labels,classes,wanted",
+    [
+        ([1, 0], None, ([1, 0], ["0", "1"], None)),
+        ([1.0, 0.0], None, ([1, 0], ["0", "1"], None)),
+        (["b", "a", "b"], None, ([1, 0, 1], ["a", "b"], None)),
+        ([2, -1], ["x", "y", "z"], ([2, -1], ["x", "y", "z"], None)),
+        ([None, None], None, ([-1, -1], [], None)),
+        ([0, None, 1], None, "row 1 has no label"),
+        ([0.0, math.nan], None, "row 1 has no label"),
+        (["a", None], None, "row 1 has no label"),
+        (["a", ""], None, "row 1 has no label"),
+        ([0, None], ["x"], "row 1 has no label"),
+        ([0.5, 1.0], None, "row 0: label 0.5 is neither"),
+        ([0, -2], None, "row 1: label -2 is no class"),
+        ([10**12], None, "row 0: label 1000000000000"),
+        ([1.5, math.nan], None, "row 1 has no label"),
+    ],
+)
 def test_labels_behave_alike(tmp_path, labels, classes, wanted):
     got = both(tmp_path, labels, classes)
     assert got == wanted if isinstance(wanted, tuple) else wanted in got

@@ -223,7 +223,8 @@ def markdown(table):
     show = lambda v, f: "" if v is None or v != v else format(v, f)
     for r in table.itertuples():
         lines.append(
-            f"| {r.task} | {r.tokens} | {r.contender} | {show(r.ms, '.1f')} | {show(r.speedup, '.2f')} | {show(r.peak_mib, '.0f')} | {show(r.at_a_time, '.0f')} | {show(r.error, '.0e')} |"
+            f"| {r.task} | {r.tokens} | {r.contender} | {show(r.ms, '.1f')} | {show(r.speedup, '.2f')} | {show(r.peak_mib, '.0f')} | "
+            f"{show(r.at_a_time, '.0f')} | {show(r.error, '.0e')} |"
         )
     return "\n".join(lines)
 
@@ -277,7 +278,7 @@ def main():
             model, args = setup(tokens, batch, o.model, o.device)
             cases = contenders(model, args, task, o.chunk, o.slow)
             error, times = (errors(cases, o.slow), timed(cases, o.rounds, o.device, o.clock)) if "time" in o.measure else ({}, None)
-            for name, (f, n) in cases.items():
+            for name, (_, n) in cases.items():
                 row = dict(task=task, tokens=tokens, contender=name)
                 if times:
                     row |= dict(
