@@ -21,7 +21,7 @@ def kept_overlap(
     table = [[len(a & b) / min(len(a), len(b)) for b in sets.values()] for a in sets.values()]
     return pd.DataFrame(table, list(sets), list(sets))
 
-# %% ../../nbs/pruning/10_agreement.ipynb #cell-7
+# %% ../../nbs/pruning/10_agreement.ipynb #cell-8
 def rank_correlations(
     scores:dict,  # (N,) scores by name
 ) -> pd.DataFrame:  # Spearman's rho; NaN for scores that are all the same
@@ -30,7 +30,7 @@ def rank_correlations(
         ranks = np.stack([pd.Series(np.asarray(s)).rank().to_numpy() for s in scores.values()])
         return pd.DataFrame(np.corrcoef(ranks), list(scores), list(scores))
 
-# %% ../../nbs/pruning/10_agreement.ipynb #cell-8
+# %% ../../nbs/pruning/10_agreement.ipynb #cell-10
 def stability(
     pruner,  # unfitted pruner that has a `random_state`
     X,  # what it is fitted on
@@ -38,10 +38,10 @@ def stability(
     seeds=range(5),  # at least two
     **fit_args,  # further arguments of `fit`, such as `ids`
 ) -> pd.Series:  # overlap and rank correlation, means over pairs of seeds, and the overlap of random sets
-    "How much of a kept set stays when only the seed changes."
+    "How much of a kept set stays when only the seed changes. Raises a ValueError for fewer than two seeds."
     runs = [clone(pruner).set_params(random_state=s).fit(X, **fit_args).select(pruning_ratio) for s in seeds]
     if len(runs) < 2: raise ValueError(f"seeds={list(seeds)!r}; at least two are needed")
     pairs = list(combinations(range(len(runs)), 2))
-    overlap, rho = kept_overlap(dict(enumerate(runs))).to_numpy(), rank_correlations({i: r.scores for i, r in enumerate(runs)}).to_numpy()
+    overlap, rho = kept_overlap(dict(enumerate(runs))).to_numpy(), rank_correlations({i: s.scores for i, s in enumerate(runs)}).to_numpy()
     mean = lambda table: float(np.mean([table[p] for p in pairs]))
     return pd.Series(dict(overlap=mean(overlap), rank_correlation=mean(rho), chance=len(runs[0]) / len(runs[0].scores)))

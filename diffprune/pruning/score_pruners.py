@@ -23,6 +23,7 @@ def _dtrak(arrays): return dtrak_scores(arrays["influence"], arrays["times"])
 register_pruner("monotonicity", "Monotonicity", needs="proxy", score=_monotonicity, paper=True,
                 source="Briq et al. 2024, arXiv 2411.12523; after Toneva et al. 2019, arXiv 1812.05159")(ScorePruner)
 register_pruner("el2n", "EL2N", needs="proxy", score=_el2n, paper=True, source="Paul et al. 2021, arXiv 2107.07075, Def. 2.2")(ScorePruner)
-register_pruner("grand", "GraNd", needs="proxy", score=_grand, paper=True, source="Paul et al. 2021, arXiv 2107.07075, Def. 2.1")(ScorePruner)
+register_pruner("grand", "GraNd", needs="proxy", score=_grand, paper=True,
+                source="Paul et al. 2021, arXiv 2107.07075, Def. 2.1")(ScorePruner)
 register_pruner("moso", "MoSo", needs="surrogates", score=_moso, paper=True, source="Tan et al. 2023, arXiv 2310.14664")(ScorePruner)
 register_pruner("dtrak", "D-TRAK", needs="influence", score=_dtrak, source="Zheng et al. 2024, arXiv 2311.00500")(ScorePruner)
