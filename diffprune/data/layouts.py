@@ -306,9 +306,19 @@ def _no_images(root, files):
     hints = [f"; it has {extension} files, which are read as {usage}{root}" for extension, usage in known.items() if has(extension)]
     return FileNotFoundError(f"there are no image files in {root}{''.join(hints[:1])}")
 
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+
 def _why_ignored(path, read):
     if path in read: return "metadata that was read"
-    return "a format that cannot be opened here" if path.lower().endswith(UNREADABLE_FORMATS) else "no image"
+    if path.lower().endswith(UNREADABLE_FORMATS): return "a format that cannot be opened here"
+    return "an archive, which is not opened" if path.lower().endswith(_ARCHIVES) else "no image"
+
+def _losses(ignored):
+    "What else may hold pictures that the owner means: a line for each kind."
+    kinds = {why: [path for path, reason in ignored if reason == why] for _, why in ignored}
+    unopened, archives = kinds.get("a format that cannot be opened here", []), kinds.get("an archive, which is not opened", [])
+    return ([f"{n_of(len(unopened), 'picture')} left out, of formats that cannot be opened here: {several(unopened)}"] if unopened else []) + (
+        [f"{n_of(len(archives), 'archive')} not opened: {several(archives)}"] if archives else [])
 
 def read_layout(
     root,  # the folder
@@ -336,4 +346,4 @@ def read_layout(
     return Layout(Path(root), files=[e for e, _ in images], hashes=[h for _, h in images],
                   parts={split: np.array([*tree], dtype=np.int64) for split, tree in trees.items()},
                   labels=np.array([number[of.get(i)] for i in range(len(paths))], dtype=np.int64), classes=classes,
-                  ignored=sorted(ignored), notes=[*notes, *more, *remarks])
+                  ignored=sorted(ignored), notes=[*notes, *more, *remarks, *_losses(ignored)])
