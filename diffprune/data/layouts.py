@@ -317,8 +317,9 @@ def _losses(ignored):
     "What else may hold pictures that the owner means: a line for each kind."
     kinds = {why: [path for path, reason in ignored if reason == why] for _, why in ignored}
     unopened, archives = kinds.get("a format that cannot be opened here", []), kinds.get("an archive, which is not opened", [])
-    return ([f"{n_of(len(unopened), 'picture')} left out, of formats that cannot be opened here: {several(unopened)}"] if unopened else []) + (
-        [f"{n_of(len(archives), 'archive')} not opened: {several(archives)}"] if archives else [])
+    return (
+        [f"{n_of(len(unopened), 'picture')} left out, of formats that cannot be opened here: {several(unopened)}"] if unopened else []
+    ) + ([f"{n_of(len(archives), 'archive')} not opened: {several(archives)}"] if archives else [])
 
 def read_layout(
     root,  # the folder

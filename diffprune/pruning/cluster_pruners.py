@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ClusterPruner', 'KMeansPruner', 'PrototypePruner', 'ModeratePruner', 'preceding_similarity', 'SemDeDupPruner',
-           'projected_quotas', 'cluster_complexity', 'DensityPruner']
+           'projected_quotas', 'DensityPruner']
 
 # %% ../../nbs/pruning/06_cluster_pruners.ipynb #cell-3
 import numpy as np
@@ -36,21 +36,22 @@ class ClusterPruner(Pruner):
         self.n_clusters, self.metric, self.n_init, self.max_iter = n_clusters, metric, n_init, max_iter
 
     def _fit(self, X):
-        if not isinstance(X, Clusters):
-            self.kmeans_ = kmeans_by_key(X, self.ids_, self.seed_, self.n_clusters, metric=self.metric, n_init=self.n_init, max_iter=self.max_iter)
-            X = Clusters(self.kmeans_.labels_, self.kmeans_.distances_)
-        self.groups_, self.scores_ = X.labels, -X.distances
+        how = dict(metric=self.metric, n_init=self.n_init, max_iter=self.max_iter)
+        self.kmeans_ = None if isinstance(X, Clusters) else kmeans_by_key(X, self.ids_, self.seed_, self.n_clusters, **how)
+        labels, distances = X if self.kmeans_ is None else (self.kmeans_.labels_, self.kmeans_.distances_)
+        self.groups_, self.scores_ = labels, -distances
 
 # %% ../../nbs/pruning/06_cluster_pruners.ipynb #cell-10
 @patch
 def _check(self:ClusterPruner, X):
     if not isinstance(X, Clusters): return super(ClusterPruner, self)._check(X)
     labels, distances = np.asarray(X.labels), check_scores(X.distances, "distances")
-    if labels.shape != distances.shape: raise ValueError(f"labels have the shape {labels.shape}; {distances.shape} is expected, one for each distance")
+    if labels.shape != distances.shape:
+        raise ValueError(f"labels have the shape {labels.shape}; {distances.shape} is expected, one for each distance")
     return Clusters(labels, distances)
 
 @patch
-def _count(self:ClusterPruner, X) -> int: return len(X.labels) if isinstance(X, Clusters) else len(X)
+def _count(self:ClusterPruner, X): return len(X.labels) if isinstance(X, Clusters) else len(X)
 
 @patch
 def score_samples(
@@ -59,12 +60,12 @@ def score_samples(
 ) -> np.ndarray:  # float64, (N,)
     "Minus the distance of each sample to its nearest centre. Raises a ValueError after a fit on clusters."
     check_is_fitted(self, "seed_")
-    if not hasattr(self, "kmeans_"): raise ValueError("fitted on clusters, which have no centres; fit on features to score other samples")
+    if self.kmeans_ is None: raise ValueError("fitted on clusters, which have no centres; fit on features to score other samples")
     return -self.kmeans_.transform(X).min(1)
 
 # %% ../../nbs/pruning/06_cluster_pruners.ipynb #cell-19
 class KMeansPruner(Pruner):
-    "Base of the pruners that cluster first. A subclass makes scores out of `kmeans_` in `_score(X)`."
+    "Base of the pruners that cluster features and rank all samples at once. A subclass makes scores of `kmeans_` in `_score(X)`."
     def __init__(
         self,
         n_clusters=24,  # clusters k, or "knee"
@@ -77,14 +78,15 @@ class KMeansPruner(Pruner):
         self.n_clusters, self.metric, self.n_init, self.max_iter = n_clusters, metric, n_init, max_iter
 
     def _fit(self, X):
-        self.kmeans_ = kmeans_by_key(X, self.ids_, self.seed_, self.n_clusters, metric=self.metric, n_init=self.n_init, max_iter=self.max_iter)
+        how = dict(metric=self.metric, n_init=self.n_init, max_iter=self.max_iter)
+        self.kmeans_ = kmeans_by_key(X, self.ids_, self.seed_, self.n_clusters, **how)
         self.scores_ = self._score(X)
 
 # %% ../../nbs/pruning/06_cluster_pruners.ipynb #cell-23
 @register_pruner("prototypes", "Prototypes", needs="features", source="Sorscher et al. 2022, arXiv 2206.14486, section 6")
 class PrototypePruner(KMeansPruner):
     "Score: distance to the nearest prototype, so that hard samples are kept (Sorscher et al. 2022)."
-    def _score(self, X) -> np.ndarray: return self.kmeans_.distances_
+    def _score(self, X): return self.kmeans_.distances_
 
     def score_samples(
         self,
@@ -99,12 +101,14 @@ class PrototypePruner(KMeansPruner):
 class ModeratePruner(KMeansPruner):
     "Score: minus the difference between the distance to the own centre and its median (Xia et al. 2023)."
     def __init__(
-        self, n_clusters=24, metric:str="l2", n_init:int=3, max_iter:int=100,
-        keep:str="high", stratify:bool=False, min_per_class:int=1, random_state=0,
+        self,
+        n_clusters=24,  # clusters k, or "knee"
+        metric:str="l2",  # "l2" or "cosine"
+        n_init:int=3, max_iter:int=100, keep:str="high", stratify:bool=False, min_per_class:int=1, random_state=0,
     ):
         super().__init__(n_clusters, metric, n_init, max_iter, keep, stratify, min_per_class, random_state)
 
-    def _score(self, X) -> np.ndarray:
+    def _score(self, X):
         self.median_ = float(np.median(self.kmeans_.distances_))
         return -abs(self.kmeans_.distances_ - self.median_)
 
@@ -130,11 +134,11 @@ def preceding_similarity(
         largest[i:i + block] = similarity.max(1)
     return np.clip(largest, -1, 1)
 
-# %% ../../nbs/pruning/06_cluster_pruners.ipynb #cell-29
+# %% ../../nbs/pruning/06_cluster_pruners.ipynb #cell-30
 @register_pruner("semdedup", "SemDeDup", needs="features", source="Abbas et al. 2023, arXiv 2303.09540, section 3")
 class SemDeDupPruner(KMeansPruner):
     "Score: minus the largest cosine similarity to a preferred sample of the same cluster (Abbas et al. 2023)."
-    def _score(self, X) -> np.ndarray:
+    def _score(self, X):
         self.X_ = unit_rows(X)
         keys = uniform_keys(self.ids_, self.seed_, "semdedup")
         labels, scores = self.kmeans_.labels_, np.empty(len(X))
@@ -144,21 +148,19 @@ class SemDeDupPruner(KMeansPruner):
             scores[members] = -preceding_similarity(self.X_[members])
         return scores
 
-# %% ../../nbs/pruning/06_cluster_pruners.ipynb #cell-31
-@patch
-def score_samples(
-    self:SemDeDupPruner,
-    X,  # features (N, d)
-) -> np.ndarray:  # float64, (N,)
-    "Minus the largest cosine similarity of each sample to a training sample of its cluster."
-    check_is_fitted(self, "kmeans_")
-    cluster, U = self.kmeans_.predict(X), unit_rows(np.asarray(X, np.float32))
-    scores = np.empty(len(U))
-    for g in np.unique(cluster):
-        scores[cluster == g] = -(U[cluster == g] @ self.X_[self.kmeans_.labels_ == g].T).max(1)
-    return scores
+    def score_samples(
+        self,
+        X,  # features (N, d)
+    ) -> np.ndarray:  # float64, (N,)
+        "Minus the largest cosine similarity of each sample to a training sample of its cluster."
+        check_is_fitted(self, "kmeans_")
+        cluster, U = self.kmeans_.predict(X), unit_rows(np.asarray(X, np.float32))
+        scores = np.empty(len(U))
+        for g in np.unique(cluster):
+            scores[cluster == g] = -(U[cluster == g] @ self.X_[self.kmeans_.labels_ == g].T).max(1)
+        return scores
 
-# %% ../../nbs/pruning/06_cluster_pruners.ipynb #cell-33
+# %% ../../nbs/pruning/06_cluster_pruners.ipynb #cell-32
 def projected_quotas(
     target:np.ndarray,  # (G,) wanted, any positive numbers
     sizes:np.ndarray,  # (G,) group sizes, an upper limit for each
@@ -168,27 +170,28 @@ def projected_quotas(
     low = np.minimum(1, sizes) * (seats >= len(sizes))
     def excess(shift): return np.clip(target + shift, low, sizes).sum() - seats
     first, last = (low - target).min() - 1, (sizes - target).max() + 1
-    shift = brentq(excess, first, last, xtol=1e-12, rtol=1e-15) if excess(first) < 0 < excess(last) else (first if excess(first) >= 0 else last)
+    if excess(first) < 0 < excess(last): shift = brentq(excess, first, last, xtol=1e-12, rtol=1e-15)
+    else: shift = first if excess(first) >= 0 else last
     real = np.clip(target + shift, low, sizes)
     quotas = np.floor(real + 1e-9).astype(np.int64)
     order = np.argsort(-(real - quotas), kind="stable")
     quotas[order[:seats - quotas.sum()]] += 1
     return quotas
 
-# %% ../../nbs/pruning/06_cluster_pruners.ipynb #cell-35
-def cluster_complexity(
-    X:np.ndarray,  # (N, d)
-    labels:np.ndarray,  # (N,) cluster of each, 0 ... k-1
-    centers:np.ndarray,  # (k, d)
-    neighbors:int=20,  # centres that count as near
-) -> np.ndarray:  # float64, (k,)
+# %% ../../nbs/pruning/06_cluster_pruners.ipynb #cell-34
+def _cluster_complexity(
+    X,  # (N, d)
+    labels,  # (N,) cluster of each, 0 ... k-1
+    centers,  # (k, d)
+    neighbors,  # centres that count as near
+):  # float64, (k,)
     "d_inter times d_intra of every cluster, in cosine distance."
     U, C = unit_rows(X), unit_rows(centers)
     intra = np.bincount(labels, distances_to(U, C, labels, "cosine")) / np.bincount(labels)
     between = np.sort(1 - C @ C.T, axis=1)[:, 1:neighbors + 1]
     return intra * (between.mean(1) if between.size else 1)
 
-# %% ../../nbs/pruning/06_cluster_pruners.ipynb #cell-36
+# %% ../../nbs/pruning/06_cluster_pruners.ipynb #cell-37
 @register_pruner("density", "Density", needs="features", source="Abbas et al. 2024, arXiv 2401.04578, section 3")
 class DensityPruner(KMeansPruner):
     "Score: distance to the own centre; clusters give by their complexity (Abbas et al. 2024). `keep` acts within clusters."
@@ -202,13 +205,13 @@ class DensityPruner(KMeansPruner):
         super().__init__(n_clusters, metric, n_init, max_iter, keep, False, 1, random_state)
         self.temperature, self.neighbors = temperature, neighbors
 
-    def _score(self, X) -> np.ndarray:
+    def _score(self, X):
         if not self.temperature > 0: raise ValueError(f"temperature={self.temperature!r}; a positive number is expected")
         self.groups_ = self.kmeans_.labels_
-        self.complexity_ = cluster_complexity(X, self.groups_, self.kmeans_.cluster_centers_, self.neighbors)
+        self.complexity_ = _cluster_complexity(X, self.groups_, self.kmeans_.cluster_centers_, self.neighbors)
         return self.kmeans_.distances_
 
-    def _choose(self, pruning_ratio, keep:str) -> tuple:
+    def _choose(self, pruning_ratio, keep):
         seats, _ = seats_for(len(self.scores_), pruning_ratio, "proportional", None)
         share = np.exp((self.complexity_ - self.complexity_.max()) / self.temperature)
         quotas = projected_quotas(share / share.sum() * seats, np.bincount(self.groups_), seats)

@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import metadata
 
 import pandas as pd
@@ -50,21 +50,25 @@ def _check_names(m):
     if not isinstance(m.name, str) or not re.fullmatch("[a-z][a-z0-9]*", m.name) or m.name in _RESERVED:
         raise ValueError(f"a method cannot be called {m.name!r}; take lower-case letters and digits, beginning with a letter "
                          f'("_" sets off the backbone and the suffix), but not {" or ".join(_RESERVED)}')
-    if not isinstance(m.label, str) or not m.label.strip(): raise ValueError(f"{m.name}: label={m.label!r}; give the name that legends shall show")
+    if not isinstance(m.label, str) or not m.label.strip():
+        raise ValueError(f"{m.name}: label={m.label!r}; give the name that legends shall show")
     if m.needs not in NEEDS: raise ValueError(f"{m.name}: needs={m.needs!r}; known are {', '.join(NEEDS)}")
     if m.style is not None and (m.embedded or len(m.style) != 2 or not all(isinstance(s, str) for s in m.style)):
-        raise ValueError(f"{m.name}: style={m.style!r}; give a colour and a marker, or None as for all methods with backbones, which need one for each")
+        raise ValueError(f"{m.name}: style={m.style!r}; give a colour and a marker, "
+                         "or None, as for all methods with backbones, which need one look for each")
 
 def _check_parts(m):
     if m.needs in MEASURED and not (callable(m.score) or isinstance(m.score, str)):
-        raise ValueError(f"{m.name}: needs={m.needs!r} asks for score=, a function that makes (N,) scores of the arrays measured, or the name of a method whose scores it takes")
+        raise ValueError(f"{m.name}: needs={m.needs!r} asks for score=, a function that makes (N,) scores of the arrays measured, "
+                         "or the name of a method whose scores it takes")
     if m.needs not in MEASURED and m.score is not None:
         raise ValueError(f"{m.name}: with needs={m.needs!r} the pruner scores, so leave score out; it belongs to {', '.join(MEASURED)}")
     known = set(getattr(m.pruner, "_get_param_names", list)())
     if not isinstance(m.pruner, type) or not {"keep", "random_state"} <= known or not hasattr(m.pruner, "select"):
         raise ValueError(f"{m.name}: {m.pruner!r} is no pruner; derive a class from diffprune.pruning.select.Pruner")
     if unknown := sorted(set(m.options) - known | set(m.options) & {"keep"}):
-        raise ValueError(f"{m.name}: {m.pruner.__name__} has no option {', '.join(unknown)} to fix; it has {', '.join(sorted(known - {'keep'}))}")
+        raise ValueError(f"{m.name}: {m.pruner.__name__} has no option {', '.join(unknown)} to fix; "
+                         f"it has {', '.join(sorted(known - {'keep'}))}")
 
 # %% ../../nbs/pruning/04_registry.ipynb #cell-10
 _METHODS = {}  # name -> Method
@@ -74,7 +78,7 @@ def _likeness(m):
     return m.label, m.needs, m.pruner.__qualname__, getattr(m.score, "__qualname__", m.score)
 
 def _again(m, known):
-    "Whether the record is known already: from an earlier run of the cell or module, or from the module that a notebook is exported to."
+    "Whether the record is known from an earlier run of its cell or module, or from the module that a notebook is exported to."
     if m.module == known.module: return m.pruner.__qualname__ == known.pruner.__qualname__
     return "__main__" in (m.module, known.module) and _likeness(m) == _likeness(known)
 
@@ -83,7 +87,8 @@ def _admit(m):
     if known and not _again(m, known):
         raise ValueError(f"the name {m.name!r} is taken by {known.pruner.__qualname__} of {known.module}; choose another")
     for other in _METHODS.values():
-        if other.name != m.name and other.label == m.label: raise ValueError(f"{m.name}: the label {m.label!r} is that of {other.name!r}; choose another")
+        if other.name != m.name and other.label == m.label:
+            raise ValueError(f"{m.name}: the label {m.label!r} is that of {other.name!r}; choose another")
     _METHODS[m.name] = replace(m, module=known.module) if known and m.module == "__main__" else m
 
 # %% ../../nbs/pruning/04_registry.ipynb #cell-12
@@ -98,7 +103,8 @@ def register_pruner(
     needs:str,  # one of `NEEDS`: what `fit` is given
     **details,  # `score`, `options`, `paper`, `source`, `style` of `Method`
 ):  # decorator
-    "Decorator for a `Pruner`: registers a method, here or in a package of your own. Raises a ValueError for a record that cannot work or a name that is taken."
+    """Decorator for a `Pruner`: registers a method, here or in a package of your own.
+    Raises a ValueError for a record that cannot work or a name that is taken."""
     module = sys._getframe(1).f_globals.get("__name__", "__main__")
     def register(pruner):
         m = Method(name, label, pruner, needs, module=module, **details)
@@ -113,35 +119,38 @@ def register_pruner(
 PLUGIN_VARIABLE, PLUGIN_GROUP = "DIFFPRUNE_PLUGINS", "diffprune.plugins"
 
 def load_plugins():
-    "Import the modules that `DIFFPRUNE_PLUGINS` and the entry points of the group `diffprune.plugins` name. Raises a ValueError for one that fails."
+    """Import the modules that `DIFFPRUNE_PLUGINS` and the entry points of the group `diffprune.plugins` name.
+    Raises a ValueError for one that cannot be imported."""
     _import_plugins(os.environ.get(PLUGIN_VARIABLE, ""))
 
 @lru_cache(None)
 def _import_plugins(variable):
-    named = {m: (lambda m=m: importlib.import_module(m), f"the environment variable {PLUGIN_VARIABLE}") for m in filter(None, map(str.strip, variable.split(",")))}
-    named |= {e.value: (e.load, f"the entry point {e.name!r} of {e.dist.name if e.dist else 'a package'}") for e in metadata.entry_points(group=PLUGIN_GROUP)}
-    for name, (load, where) in named.items():
+    from_variable = f"the environment variable {PLUGIN_VARIABLE}"
+    plugins = [(m, partial(importlib.import_module, m), from_variable) for m in re.findall(r"[^,\s]+", variable)]
+    plugins += [(e.value, e.load, f"the entry point {e.name!r} of {e.dist.name}") for e in metadata.entry_points(group=PLUGIN_GROUP)]
+    for name, load, where in plugins:
         try: load()
-        except Exception as e: raise ValueError(f"the plug-in {name!r}, named by {where}, cannot be imported: {type(e).__name__}: {e}") from e
+        except Exception as e:
+            raise ValueError(f"the plug-in {name!r}, named by {where}, cannot be imported: {type(e).__name__}: {e}") from e
 
-# %% ../../nbs/pruning/04_registry.ipynb #cell-15
+# %% ../../nbs/pruning/04_registry.ipynb #cell-16
 def known_methods() -> list[Method]:
-    "The records of all methods: the library's in the order of its modules, then those of plug-ins and of this session in the order they came."
+    "The records of all methods: the library's in the order of its modules, then those of plug-ins and of this session."
     _load_library()
     load_plugins()
     place = {module: i for i, module in enumerate(METHOD_MODULES)}
     return sorted(_METHODS.values(), key=lambda m: place.get(m.module, len(place)))
 
-# %% ../../nbs/pruning/04_registry.ipynb #cell-17
+# %% ../../nbs/pruning/04_registry.ipynb #cell-18
 def plugin_modules() -> list[str]:
     "Modules outside diffprune that have registered methods, in alphabetical order."
-    return sorted({m.module for m in known_methods()} - {m.module for m in known_methods() if m.module.partition(".")[0] in ("diffprune", "__main__")})
+    return sorted({m.module for m in known_methods() if m.module.partition(".")[0] not in ("diffprune", "__main__")})
 
 def methods_of_main() -> list[str]:
     "Names of the methods that were defined in a notebook or script, which other processes cannot import."
     return [m.name for m in known_methods() if m.module == "__main__"]
 
-# %% ../../nbs/pruning/04_registry.ipynb #cell-22
+# %% ../../nbs/pruning/04_registry.ipynb #cell-23
 METHOD_BACKBONES = dict(  # how names have a backbone -> the backbone, and its sign in print: the paper's C and D where it has one
     clip=("clip", "C"), dino=("dinov2", "D"), lite0=("lite0", "lite0"), inception=("inception", "I"), pixels=("pixels", "pixels"))
 KEEP_SUFFIXES = {"": "high", "_mid": "mid", "_inv": "low"}
@@ -158,7 +167,7 @@ class Variant:
         "Name of the method without backbone and suffix."
         return self.method.name
 
-# %% ../../nbs/pruning/04_registry.ipynb #cell-24
+# %% ../../nbs/pruning/04_registry.ipynb #cell-25
 def method_names() -> list[str]:
     "All names of methods, with backbones and without suffixes."
     return [name for m in known_methods() for name in ([f"{m.name}_{b}" for b in METHOD_BACKBONES] if m.embedded else [m.name])]
@@ -173,7 +182,8 @@ def parse_method(
     if m and (short in METHOD_BACKBONES if m.embedded else not joint):
         return Variant(m, METHOD_BACKBONES[short][0] if short else None, KEEP_SUFFIXES[suffix])
     known = ", ".join(f"{m.name}_BACKBONE" if m.embedded else m.name for m in known_methods())
-    raise ValueError(f"unknown method {name!r}; known are {known}, each also with _mid or _inv; a BACKBONE is {', '.join(METHOD_BACKBONES)}")
+    raise ValueError(f"unknown method {name!r}; known are {known}, each also with _mid or _inv; "
+                     f"a BACKBONE is {', '.join(METHOD_BACKBONES)}")
 
 # %% ../../nbs/pruning/04_registry.ipynb #75c9a151
 def full_backbone(
@@ -182,7 +192,7 @@ def full_backbone(
     "The name of a backbone as `features/00_embed` knows it."
     return METHOD_BACKBONES[name][0] if name in METHOD_BACKBONES else name
 
-# %% ../../nbs/pruning/04_registry.ipynb #cell-26
+# %% ../../nbs/pruning/04_registry.ipynb #cell-27
 def display_name(
     name:str,  # method, such as "cluster_clip_mid"
 ) -> str:  # for titles and legends, with matplotlib's math
@@ -192,7 +202,7 @@ def display_name(
     above = dict(high="", mid="^{mid}", low="^{-1}")[v.keep]
     return v.method.label + (f"${below}{above}$" if below or above else "")
 
-# %% ../../nbs/pruning/04_registry.ipynb #cell-29
+# %% ../../nbs/pruning/04_registry.ipynb #cell-30
 def make_pruner(
     name:str,  # method, such as "cluster_clip_mid"
     **options,  # parameters of its class, such as `n_clusters` and `random_state`
@@ -206,7 +216,7 @@ def make_pruner(
                          + (f", and {name!r} fixes {', '.join(f'{k}={o!r}' for k, o in fixed.items())}" if fixed else ""))
     return cls(keep=v.keep, **options, **fixed)
 
-# %% ../../nbs/pruning/04_registry.ipynb #cell-32
+# %% ../../nbs/pruning/04_registry.ipynb #cell-33
 def scoring_method(
     method:Method,  # one that needs "proxy", "surrogates" or "influence"
 ) -> Method:  # itself, or the one it names; its `score` is a function
@@ -214,10 +224,11 @@ def scoring_method(
     if callable(method.score): return method
     source = {m.name: m for m in known_methods()}.get(method.score)
     if source is None or not callable(source.score) or source.needs != method.needs:
-        raise ValueError(f"{method.name!r} takes its scores from {method.score!r}; name a method that has a score function and needs {method.needs!r}")
+        raise ValueError(f"{method.name!r} takes its scores from {method.score!r}; "
+                         f"name a method that has a score function and needs {method.needs!r}")
     return source
 
-# %% ../../nbs/pruning/04_registry.ipynb #cell-35
+# %% ../../nbs/pruning/04_registry.ipynb #cell-36
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#332288", "#882255", "#999933", "#F0E442")
 _MARKERS = "sD^vP*<X>do"
 
@@ -236,7 +247,7 @@ def _looks():
         found |= {(m.name, b): look for b, look in zip(backbones, looks)}
     return found
 
-# %% ../../nbs/pruning/04_registry.ipynb #cell-37
+# %% ../../nbs/pruning/04_registry.ipynb #cell-38
 def method_style(
     name:str,  # method, such as "cluster_lite0_inv"
 ) -> dict:  # color, marker, linestyle and fillstyle for matplotlib's plot
@@ -246,8 +257,9 @@ def method_style(
     color, marker = _looks()[v.base, v.backbone]
     return dict(color=color, marker=marker, linestyle=line, fillstyle=fill)
 
-# %% ../../nbs/pruning/04_registry.ipynb #cell-40
+# %% ../../nbs/pruning/04_registry.ipynb #cell-41
 def methods_table() -> pd.DataFrame:
     "All methods, one row each: name, label, needs, pruner, paper, source."
-    rows = [dict(name=m.name, label=m.label, needs=m.needs, pruner=m.pruner.__name__, paper=m.paper, source=m.source) for m in known_methods()]
-    return pd.DataFrame(rows, columns=["name", "label", "needs", "pruner", "paper", "source"])
+    columns = ["name", "label", "needs", "pruner", "paper", "source"]
+    rows = [[m.pruner.__name__ if c == "pruner" else getattr(m, c) for c in columns] for m in known_methods()]
+    return pd.DataFrame(rows, columns=columns)

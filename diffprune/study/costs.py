@@ -107,7 +107,8 @@ def operations_per_second(device="cpu", size:int=1024, budget:float=0.3) -> floa
 
 # %% ../../nbs/study/05_costs.ipynb #cell-17
 def time_vqvae(model:dict, train:dict, image_size:int, device="cpu", budget:float=1.0) -> dict:
-    "Seconds of a training step (a, c), of encoding an image and of decoding one, and the number of parameters. The two dictionaries are settings of a stage."
+    """Seconds of a training step (a, c), of encoding an image and of decoding one, and the number of parameters. The two dictionaries
+    are settings of a stage."""
     cfg = VQVAEConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in model.items()})
     train = TrainConfig(**{**train, "betas": tuple(train["betas"])})
     images = np.random.default_rng(0).integers(0, 256, (max(train.batch_size, 64), 3, image_size, image_size), dtype=np.uint8)
@@ -119,7 +120,9 @@ def time_vqvae(model:dict, train:dict, image_size:int, device="cpu", budget:floa
     with torch.no_grad():
         found["encode"] = seconds_by_batch(lambda b: net.encode(to_float(images[:b]).to(device)), 64, budget, device)[1]
         z = net.encode(to_float(images[:2]).to(device)).cpu().numpy()
-        found["decode"] = seconds_by_batch(lambda b: decode_latents(net, np.resize(z, (b, *z.shape[1:])), device=device, progress=False), 64, budget, device)[1]
+        found["decode"] = seconds_by_batch(
+            lambda b: decode_latents(net, np.resize(z, (b, *z.shape[1:])), device=device, progress=False), 64, budget, device
+        )[1]
     return dict(found, latent_shape=list(z.shape[1:]))
 
 def _trainer_device(device): return "cpu" if str(device) == "cpu" else None
@@ -176,7 +179,13 @@ def time_dit(
     net.eval()
     found["forward"] = seconds_by_batch(lambda b: sample_ode(net, *part(b), n_steps=1), batch, budget, device)[1]
     if gradients:
-        probe = lambda b: probe_norms(net, ProbeSet(x[:b].numpy(), np.arange(b), None if y is None else y[:b].numpy()), ProbeGrid(n_noise=1), device=device, progress=False)
+        probe = lambda b: probe_norms(
+            net,
+            ProbeSet(x[:b].numpy(), np.arange(b), None if y is None else y[:b].numpy()),
+            ProbeGrid(n_noise=1),
+            device=device,
+            progress=False,
+        )
         found["gradient"] = seconds_by_batch(probe, 64, budget, device)[1]
     scaled = {k: tuple(v*scale for v in t) if isinstance(t, tuple) else t*scale for k, t in found.items()}
     return dict(scaled, parameters=parameters, layers=f"{layers} of {depth} layers timed" if layers < depth else "")
@@ -229,13 +238,17 @@ class Machine:
     def speed(self): return self._once("speed", lambda: operations_per_second(self.device))
 
     def vqvae(self, settings):
-        return self._once(("vqvae", repr(settings)), lambda: time_vqvae(settings["model"], settings["train"], self.image_size, self.device, self.budget))
+        return self._once(
+            ("vqvae", repr(settings)), lambda: time_vqvae(settings["model"], settings["train"], self.image_size, self.device, self.budget)
+        )
 
     def dit(self, settings, latent_shape):
         classes = (self.counts.classes or 1000) if settings["conditional"] else 0
         arch = dict(name=settings["dit"], input_size=latent_shape[-1], in_channels=latent_shape[0], num_classes=classes)
         key = repr((arch, {k: v for k, v in settings["train"].items() if k not in ("seed", "steps", "schedule")}))
-        return self._once(("dit", key), lambda: time_dit(arch, settings["train"], settings["class_dropout_prob"], device=self.device, budget=self.budget))
+        return self._once(
+            ("dit", key), lambda: time_dit(arch, settings["train"], settings["class_dropout_prob"], device=self.device, budget=self.budget)
+        )
 
     def backbone(self, name):  # seconds an image, width of the features
         return self._once(("backbone", name), lambda: time_backbone(name, self.image_size, self.device, self.budget))

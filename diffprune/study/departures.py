@@ -58,49 +58,78 @@ class Departure:
 # %% ../../nbs/study/04_departures.ipynb #58c036b9
 DEPARTURES = {
     "random_per_rank": Departure(
-        "one random subset is drawn and trained on",
-        "each of 4 processes draws its own; the model sees the union", "subset", ("random",)),
+        "one random subset is drawn and trained on", "each of 4 processes draws its own; the model sees the union", "subset", ("random",)
+    ),
     "monotonicity_sorted_by_key": Departure(
         "the samples with the highest counts are kept",
-        "the ranking is sorted again by key: the lowest indices are kept", "subset", ("monotonicity",)),
+        "the ranking is sorted again by key: the lowest indices are kept",
+        "subset",
+        ("monotonicity",),
+    ),
     "mid_slice_short": Departure(
         "the middle of the ranking is kept",
-        "the slice ends at the number kept instead of so many after its start: too few, and none from a ratio of 2/3 on", "subset", keep="mid"),
+        "the slice ends at the number kept instead of so many after its start: too few, and none from a ratio of 2/3 on",
+        "subset",
+        keep="mid",
+    ),
     "quota_truncated": Departure(
-        "each cluster gives its share",
-        "each share is cut to a whole number, so the total is missed", "subset", ("cluster",)),
+        "each cluster gives its share", "each share is cut to a whole number, so the total is missed", "subset", ("cluster",)
+    ),
     "single_random_draw": Departure(
         "scores at a fixed small noise level",
-        "EL2N and GraNd: one random time and noise per sample", "scores", ("el2n", "grand"),
-        overrides={"proxy.times": tuple(round(0.05 + 0.1*i, 2) for i in range(10)), "proxy.n_noise": 1}),
+        "EL2N and GraNd: one random time and noise per sample",
+        "scores",
+        ("el2n", "grand"),
+        overrides={"proxy.times": tuple(round(0.05 + 0.1 * i, 2) for i in range(10)), "proxy.n_noise": 1},
+    ),
     "ema_scores": Departure(
         "scores of a model in an early phase of training",
-        "EL2N and GraNd of averaged (EMA) weights, late in training", "proxy", ("el2n", "grand")),
+        "EL2N and GraNd of averaged (EMA) weights, late in training",
+        "proxy",
+        ("el2n", "grand"),
+    ),
     "moso_stale_label": Departure(
         "each sample's gradient is taken under its own label",
-        "the second pass goes on with the last label of the first", "surrogates", ("moso",)),
+        "the second pass goes on with the last label of the first",
+        "surrogates",
+        ("moso",),
+    ),
     "moso_twelve_splits": Departure(
         "the number of surrogates is not given",
-        "12 splits are trained, 120 are scored", "surrogates", ("moso",), overrides={"proxy.n_surrogates": 12}, settings_only=True),
-    "latents_constant_scale": Departure(
-        "latents are normalised",
-        "one constant: 0.18215 with 4 channels, 0.826 with 8", "latents"),
+        "12 splits are trained, 120 are scored",
+        "surrogates",
+        ("moso",),
+        overrides={"proxy.n_surrogates": 12},
+        settings_only=True,
+    ),
+    "latents_constant_scale": Departure("latents are normalised", "one constant: 0.18215 with 4 channels, 0.826 with 8", "latents"),
     "guidance_three_channels": Departure(
         "guidance of the whole velocity",
-        "of the first 3 latent channels, of 4 or 8", "samples", overrides={"sample.cfg_channels": 3}, settings_only=True),
+        "of the first 3 latent channels, of 4 or 8",
+        "samples",
+        overrides={"sample.cfg_channels": 3},
+        settings_only=True,
+    ),
     "euler_60_grid": Departure(
         "the solver's steps are not given",
-        "Euler on a grid of 60 points, which is 59 updates", "samples",
-        overrides={"sample.method": "euler", "sample.n_steps": 59}, settings_only=True),
+        "Euler on a grid of 60 points, which is 59 updates",
+        "samples",
+        overrides={"sample.method": "euler", "sample.n_steps": 59},
+        settings_only=True,
+    ),
     "fid_unclamped": Departure(
-        "images have values from 0 to 255",
-        "cast to bytes without clamping: what is too bright turns dark, and the reverse", "samples"),
+        "images have values from 0 to 255", "cast to bytes without clamping: what is too bright turns dark, and the reverse", "samples"
+    ),
     "validation_reference": Departure(
         "the reference of FID is not given",
-        "the folder of validation images", "metrics", overrides={"reference": "val"}, settings_only=True),
+        "the folder of validation images",
+        "metrics",
+        overrides={"reference": "val"},
+        settings_only=True,
+    ),
     "precision_recall_swapped": Departure(
-        "precision is fidelity, recall is diversity",
-        "the two were swapped by the metrics library of the time (F is unaffected)", "metrics"),
+        "precision is fidelity, recall is diversity", "the two were swapped by the metrics library of the time (F is unaffected)", "metrics"
+    ),
 }
 
 # %% ../../nbs/study/04_departures.ipynb #e2a38aa2
@@ -109,7 +138,8 @@ def check_departures(
 ) -> tuple:
     "The names, sorted and each once. Raises `ValueError` for an unknown one, or for a text in place of a list."
     if isinstance(names, str): raise ValueError(f"departures must be a list of names, not the text {names!r}")
-    if unknown := [n for n in names if n not in DEPARTURES]: raise ValueError(f"unknown departure {unknown[0]!r}; known are {', '.join(DEPARTURES)}")
+    if unknown := [n for n in names if n not in DEPARTURES]:
+        raise ValueError(f"unknown departure {unknown[0]!r}; known are {', '.join(DEPARTURES)}")
     return tuple(sorted(set(names)))
 
 def depart(
@@ -223,7 +253,10 @@ def stale_label_products(
         for i in range(0, len(samples), batch_size):
             rows = slice(i, min(i + batch_size, len(samples)))
             x_1 = tensor(samples.latents[rows])
-            x_0, t = grid.noise(d, samples.ids[rows], x_1.shape[1:], device).to(x_1.dtype), torch.full((len(x_1),), grid.draw_times[d], device=device)
+            x_0, t = (
+                grid.noise(d, samples.ids[rows], x_1.shape[1:], device).to(x_1.dtype),
+                torch.full((len(x_1),), grid.draw_times[d], device=device),
+            )
             y = None if samples.labels is None else tensor(np.full(len(x_1), samples.labels[-1]))
             found = sample_gradients(model, lambda: flow_matching_loss(model.forward, x_1=x_1, x_0=x_0, t=t, y=y), mean)
             out[rows, d] = leave_one_out(found.dot.double().cpu().numpy(), found.sq_norm.double().cpu().numpy(), len(samples))
@@ -236,7 +269,8 @@ def constant_norm(
     channels:int,  # of the latents
 ) -> LatentNorm:
     "A normalisation by one constant. Raises `ValueError` where the code has none for as many channels."
-    if channels not in LATENT_SCALES: raise ValueError(f"latents_constant_scale knows {', '.join(map(str, LATENT_SCALES))} channels, not {channels}")
+    if channels not in LATENT_SCALES:
+        raise ValueError(f"latents_constant_scale knows {', '.join(map(str, LATENT_SCALES))} channels, not {channels}")
     return LatentNorm((0.0,)*channels, (1/LATENT_SCALES[channels],)*channels)
 
 # %% ../../nbs/study/04_departures.ipynb #4e00b802
@@ -254,7 +288,12 @@ def decode_unclamped(
     device="cpu",
 ) -> np.ndarray:  # uint8 (N, 3, H, W)
     "Images of latents as bytes, without clamping."
-    return np.concatenate([bytes_unclamped(vqvae.decode(torch.as_tensor(np.array(latents[i:i + batch_size])).to(device))) for i in range(0, len(latents), batch_size)])
+    return np.concatenate(
+        [
+            bytes_unclamped(vqvae.decode(torch.as_tensor(np.array(latents[i : i + batch_size])).to(device)))
+            for i in range(0, len(latents), batch_size)
+        ]
+    )
 
 # %% ../../nbs/study/04_departures.ipynb #95868610
 def swapped(

@@ -101,7 +101,8 @@ def load_norm(
 def make_reconstructions(stage, artifacts, folder, context):
     "Encode and decode a split: images.npy (N, 3, H, W) uint8."
     model, images = load_vqvae(artifacts["vqvae"], context.device), artifacts["images"].array("images")
-    def decode(rows): return to_uint8(model(to_float(np.array(images[rows])).to(context.device)).reconstruction, limit=math.inf).cpu().numpy()
+    def decode(rows):
+        return to_uint8(model(to_float(np.array(images[rows])).to(context.device)).reconstruction, limit=math.inf).cpu().numpy()
     with torch.no_grad(): parts = [decode(slice(i, i + 64)) for i in range(0, len(images), 64)]
     save_array(folder/"images.npy", np.concatenate(parts))
 
@@ -118,7 +119,9 @@ def make_features(stage, artifacts, folder, context, weights=None):
 def make_clusters(stage, artifacts, folder, context):
     "k-means: labels.npy (N,), distances.npy (N,) to the own centre, centers.npy (k, d)."
     s, ids = stage.settings, artifacts["images"].table("samples")["id"].to_numpy(str)
-    km = kmeans_by_key(artifacts["features"].array("features"), ids, s["seed"], s["n_clusters"], metric=s["metric"], progress=context.progress)
+    km = kmeans_by_key(
+        artifacts["features"].array("features"), ids, s["seed"], s["n_clusters"], metric=s["metric"], progress=context.progress
+    )
     for name, values in (("labels", km.labels_), ("distances", km.distances_), ("centers", km.cluster_centers_)):
         save_array(folder/f"{name}.npy", values)
     save_json(folder/"fit.json", dict(inertia=km.inertia_, n_iter=km.n_iter_))
@@ -162,7 +165,11 @@ def probe_set(artifacts, settings, context):
     _, labels = diffusion_model(artifacts, settings)
     ids, p = artifacts["images"].table("samples")["id"].to_numpy(str), settings["proxy"]
     samples = ProbeSet(artifacts["latents"].array("latents"), ids, labels)
-    return samples, ProbeGrid(tuple(p["times"]), p["n_noise"], settings["train"]["seed"]), dict(batch_size=p["batch_size"], device=context.device, progress=False)
+    return (
+        samples,
+        ProbeGrid(tuple(p["times"]), p["n_noise"], settings["train"]["seed"]),
+        dict(batch_size=p["batch_size"], device=context.device, progress=False),
+    )
 
 def shortened(settings, steps, every):
     return dict(settings, train={**settings["train"], "steps": steps, "schedule": "constant", "checkpoint_every": every})
@@ -197,7 +204,9 @@ def make_proxy(stage, artifacts, folder, context):
     recorder = _RowRecorder(folder/"losses", steps, lambda model, rows: probe_losses(model, samples.part(rows), grid, **how), n, batch)
     trainer = train_diffusion(artifacts, shortened(s, steps[-1], steps[0]), np.arange(len(samples)), folder, context, recorder)
     how["progress"] = context.progress
-    write_rows(folder, n, lambda rows, part: save_array(part/"norms.npy", probe_norms(trainer.model, samples.part(rows), grid, **how)[1]), batch)
+    write_rows(
+        folder, n, lambda rows, part: save_array(part / "norms.npy", probe_norms(trainer.model, samples.part(rows), grid, **how)[1]), batch
+    )
     if not is_main(): return
     save_array(folder/"losses.npy", recorder.load())
     save_array(folder/"times.npy", grid.draw_times)
@@ -321,8 +330,20 @@ def make_samples(stage, artifacts, folder, context, decode=decode_latents):
     if artifacts["model"].meta["settings"]["conditional"]:
         y = torch.from_numpy(sample_labels(artifacts["images"].table("samples")["label"], cfg.n_samples, cfg.noise_seed))
     def generate(rows, part):
-        latents = sample_latents(model, range(cfg.n_samples)[rows], shape, cfg.noise_seed, None if y is None else y[rows], cfg.batch_size, context.device,
-            context.progress, method=cfg.method, n_steps=cfg.n_steps, cfg_scale=cfg.cfg_scale, channels=cfg.cfg_channels)
+        latents = sample_latents(
+            model,
+            range(cfg.n_samples)[rows],
+            shape,
+            cfg.noise_seed,
+            None if y is None else y[rows],
+            cfg.batch_size,
+            context.device,
+            context.progress,
+            method=cfg.method,
+            n_steps=cfg.n_steps,
+            cfg_scale=cfg.cfg_scale,
+            channels=cfg.cfg_channels,
+        )
         save_array(part/"images.npy", decode(vqvae, norm.denormalize(latents), device=context.device, progress=context.progress))
     write_rows(folder, cfg.n_samples, generate, multiple=math.lcm(cfg.batch_size, 64))
     if is_main(): save_array(folder/"labels.npy", np.full(cfg.n_samples, -1) if y is None else y.numpy())
@@ -333,7 +354,8 @@ def linear_classifier(
     y:np.ndarray,  # class labels (n,), at least two classes
 ):  # weights (n_classes, d) and biases (n_classes,), float32; two classes give two rows as well
     "Fit a linear classifier whose logits are `X @ weights.T + biases`. Raises `ValueError` for fewer than two classes or unknown labels."
-    if len(y) == 0 or np.min(y) < 0: raise ValueError("a linear classifier needs a class label for every reference image; set linear_classifier to False")
+    if len(y) == 0 or np.min(y) < 0:
+        raise ValueError("a linear classifier needs a class label for every reference image; set linear_classifier to False")
     scaler = StandardScaler().fit(X)
     model = LogisticRegression(max_iter=1000).fit(scaler.transform(X), y)
     weights, biases = model.coef_/scaler.scale_, model.intercept_
@@ -367,7 +389,8 @@ def make_metrics(stage, artifacts, folder, context):
     stats = FeatureStats(reference.array("mean", mmap=False), reference.array("cov", mmap=False), meta["n"])
     radii = {k: reference.array(f"radii-{k}", mmap=False) for k in (s["k_neighbours"], s["k_density"])}
     logits = None
-    if (reference.path/"weights.npy").is_file(): logits = X @ reference.array("weights", mmap=False).T + reference.array("biases", mmap=False)
+    if (reference.path / "weights.npy").is_file():
+        logits = X @ reference.array("weights", mmap=False).T + reference.array("biases", mmap=False)
     if (generated.path/"logits.npy").is_file(): logits = generated.array("logits", mmap=False)
     found = measure(X, real, logits, stats, radii, s["n_bootstrap"], k=s["k_neighbours"], k_density=s["k_density"], device=_device(context))
     save_json(folder/"metrics.json", dict({m: i.value for m, i in found.items()}, n_generated=len(X), n_reference=len(real)))

@@ -161,7 +161,9 @@ def influence(self:Pipeline,
     seed:int,  # of the proxy and the random directions
 ) -> Stage:
     "D-TRAK's influences."
-    return self._pretraining("influence", make_influence, seed, "n_surrogates", "n_checkpoints", "precision", influence=asdict(self.preset.influence))
+    return self._pretraining(
+        "influence", make_influence, seed, "n_surrogates", "n_checkpoints", "precision", influence=asdict(self.preset.influence)
+    )
 
 # %% ../../nbs/study/03_pipeline.ipynb #3bb64c9f
 @patch
@@ -196,8 +198,18 @@ def subset(self:Pipeline,
     "The kept indices."
     chosen, p = parse_method(run.method), self.preset
     known = make_pruner(run.method).get_params()
-    options = dict(stratify=p.stratify) if chosen.method.needs == "clusters" else dict(n_clusters=p.n_clusters, metric=p.cluster_metric, stratify=p.stratify)
-    settings = dict(method=run.method, pruning_ratio=run.pruning_ratio, seed=run.seed, stratify=p.stratify, options={k: v for k, v in options.items() if k in known})
+    options = (
+        dict(stratify=p.stratify)
+        if chosen.method.needs == "clusters"
+        else dict(n_clusters=p.n_clusters, metric=p.cluster_metric, stratify=p.stratify)
+    )
+    settings = dict(
+        method=run.method,
+        pruning_ratio=run.pruning_ratio,
+        seed=run.seed,
+        stratify=p.stratify,
+        options={k: v for k, v in options.items() if k in known},
+    )
     inputs = dict(images=self.images(), **self._needed(chosen.method, chosen.backbone, run.seed))
     return Stage("subset", settings, inputs, make_subset, scope="run", code=(chosen.method.pruner,))
 

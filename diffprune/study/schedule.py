@@ -24,7 +24,8 @@ def study_devices(
     "The devices that runs are dealt to. Raises `ValueError` for a name that PyTorch does not know, or a GPU that is not there."
     names = (device or ("cuda" if torch.cuda.is_available() else "cpu")).split(",")
     if launched() > 1:  # by torchrun
-        if names not in (["cpu"], ["cuda"]): raise ValueError(f"device {device!r}: each process of torchrun has a device of its own; choose cpu or cuda")
+        if names not in (["cpu"], ["cuda"]):
+            raise ValueError(f"device {device!r}: each process of torchrun has a device of its own; choose cpu or cuda")
     elif names == ["cuda"] and torch.cuda.device_count() > 1: return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     for name in names:
         try: found = torch.device(name)
@@ -52,7 +53,8 @@ def default_workers(
     variable is a positive integer."""
     text = os.environ.get("DIFFPRUNE_WORKERS")
     if not text: return 1 if device.startswith("cuda") else min(os.cpu_count() or 1, n_runs)
-    if not text.isdecimal() or int(text) < 1: raise ValueError(f"DIFFPRUNE_WORKERS is {text!r}; a number of runs at a time is expected, such as 2")
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"DIFFPRUNE_WORKERS is {text!r}; a number of runs at a time is expected, such as 2")
     return int(text)
 
 # %% ../../nbs/study/06_schedule.ipynb #b68ae716
