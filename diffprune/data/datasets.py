@@ -166,7 +166,6 @@ def write_samples(
     "Write what is known about the samples of a split. Raises `ValueError` for ids that repeat or labels without a class."
     import pandas as pd
     labels = np.full(len(ids), -1) if labels is None else np.asarray(labels, dtype=np.int64)
-    import pandas as pd
     table = pd.DataFrame(dict(id=np.asarray(ids, dtype=str), label=labels))
     if not table["id"].is_unique: check_ids(table["id"])
     if len(table) and not -1 <= labels.min() <= labels.max() < max(len(classes), 1):

@@ -9,7 +9,6 @@ __all__ = ['decoder', 'Known', 'known_pixels', 'read_or_copy', 'make_from_record
 from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import groupby
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np

@@ -18,10 +18,7 @@ import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import NamedTuple
-
-import numpy as np
 
 from .decode import LeftOut, Records, named_like_image
 from .split import LARGEST_LABEL, SPLIT_WORDS, number_labels

@@ -14,7 +14,6 @@ import shutil
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import pandas as pd
 import torch
 
 from ..core.stages import Stage

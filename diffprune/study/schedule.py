@@ -19,7 +19,7 @@ from ..core.parallel import launched
 
 # %% ../../nbs/study/06_schedule.ipynb #4bb3683f
 def study_devices(
-    device:str|None=None,  # "cpu", "cuda" (all visible GPUs), "cuda:1", "mps", or several: "cuda:0,cuda:2"; None takes the GPUs if there are any
+    device:str|None=None,  # "cpu", "cuda" (all visible GPUs), "cuda:1", "mps", or several: "cuda:0,cuda:2"; None: GPUs, if there are any
 ) -> list:  # of device names
     "The devices that runs are dealt to. Raises `ValueError` for a name that PyTorch does not know, or a GPU that is not there."
     names = (device or ("cuda" if torch.cuda.is_available() else "cpu")).split(",")
@@ -29,7 +29,8 @@ def study_devices(
     elif names == ["cuda"] and torch.cuda.device_count() > 1: return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     for name in names:
         try: found = torch.device(name)
-        except RuntimeError: raise ValueError(f"unknown device {name!r}; choose cpu, cuda, cuda:<number> or mps, several with commas") from None
+        except RuntimeError:
+            raise ValueError(f"unknown device {name!r}; choose cpu, cuda, cuda:<number> or mps, several with commas") from None
         if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
             raise ValueError(f"device {name!r}: there are {torch.cuda.device_count()} GPUs")
     return names
