@@ -321,6 +321,7 @@ def _losses(ignored):
         [f"{n_of(len(unopened), 'picture')} left out, of formats that cannot be opened here: {several(unopened)}"] if unopened else []
     ) + ([f"{n_of(len(archives), 'archive')} not opened: {several(archives)}"] if archives else [])
 
+# %% ../../nbs/data/06_layouts.ipynb #da0616ba
 def read_layout(
     root,  # the folder
     splits:str="auto",  # "auto", "folders" or "none": whether folders called like splits are splits

@@ -86,7 +86,7 @@ def seconds_by_batch(
     call,  # call(b) works on b images
     batch:int,  # wanted size
     budget:float=1.0,  # seconds for each of the two sizes
-    device="cpu",
+    device="cpu",  # its queue is emptied before the clock is read
 ) -> tuple:  # (seconds a call, seconds an image more)
     "Fit a + c·b through two batch sizes: one image, and the wanted number or the most that the budget allows."
     one = seconds_of(lambda: call(1), budget, device)
@@ -100,13 +100,23 @@ def seconds_by_batch(
     return max(0.0, many - c*b), c
 
 # %% ../../nbs/study/05_costs.ipynb #cell-14
-def operations_per_second(device="cpu", size:int=1024, budget:float=0.3) -> float:
+def operations_per_second(
+    device="cpu",  # where the product is computed
+    size:int=1024,  # rows and columns of the matrices
+    budget:float=0.3,  # seconds
+) -> float:
     "Multiply-adds a second in a product of square float32 matrices."
     x = torch.randn(size, size, generator=torch.Generator().manual_seed(0)).to(device)
     return size**3/seconds_of(lambda: x @ x, budget, device)
 
 # %% ../../nbs/study/05_costs.ipynb #cell-17
-def time_vqvae(model:dict, train:dict, image_size:int, device="cpu", budget:float=1.0) -> dict:
+def time_vqvae(
+    model:dict,  # settings of the stage: fields of `VQVAEConfig`
+    train:dict,  # settings of the stage: fields of `TrainConfig`
+    image_size:int,  # pixels
+    device="cpu",  # "cpu", "cuda", "cuda:1", "mps"
+    budget:float=1.0,  # seconds per measurement
+) -> dict:
     """Seconds of a training step (a, c), of encoding an image and of decoding one, and the number of parameters. The two dictionaries
     are settings of a stage."""
     cfg = VQVAEConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in model.items()})
@@ -134,7 +144,9 @@ def _steps(trainer):
     return step
 
 # %% ../../nbs/study/05_costs.ipynb #cell-19
-def free_memory(device="cpu") -> float:
+def free_memory(
+    device="cpu",  # "cpu", "cuda", "cuda:1", "mps"
+) -> float:
     "Bytes that are free on the device."
     if str(device).startswith("cuda"): return torch.cuda.mem_get_info()[0]
     try: return os.sysconf("SC_AVPHYS_PAGES")*os.sysconf("SC_PAGE_SIZE")
@@ -159,7 +171,7 @@ def time_dit(
     train:dict,  # settings of its training
     dropout:float=0.1,  # share of labels dropped
     batch:int=256,  # of sampling and probing
-    device="cpu",
+    device="cpu",  # "cpu", "cuda", "cuda:1", "mps"
     budget:float=1.0,  # seconds a measurement
     gradients:bool=True,  # time gradient norms too
 ) -> dict:
@@ -191,7 +203,12 @@ def time_dit(
     return dict(scaled, parameters=parameters, layers=f"{layers} of {depth} layers timed" if layers < depth else "")
 
 # %% ../../nbs/study/05_costs.ipynb #cell-26
-def time_backbone(name:str, image_size:int, device="cpu", budget:float=1.0) -> tuple:
+def time_backbone(
+    name:str,  # of the backbone
+    image_size:int,  # of the images it is given, pixels
+    device="cpu",  # "cpu", "cuda", "cuda:1", "mps"
+    budget:float=1.0,  # seconds per batch size
+) -> tuple:
     "Seconds an image, and the width of the features. Raises `ModuleNotFoundError` for the bundled one without its package."
     kind, variant = parse_backbone(name)
     images = np.random.default_rng(0).integers(0, 256, (64, 3, image_size, image_size), dtype=np.uint8)
@@ -235,14 +252,25 @@ class Machine:
         return self._known[key]
 
     @property
-    def speed(self): return self._once("speed", lambda: operations_per_second(self.device))
+    def speed(
+        self,
+    ):
+        "Multiply-adds per second."
+        return self._once("speed", lambda: operations_per_second(self.device))
 
-    def vqvae(self, settings):
+    def vqvae(self,
+        settings,  # of the stage
+    ):
+        "Timings of an autoencoder, as `time_vqvae` gives them."
         return self._once(
             ("vqvae", repr(settings)), lambda: time_vqvae(settings["model"], settings["train"], self.image_size, self.device, self.budget)
         )
 
-    def dit(self, settings, latent_shape):
+    def dit(self,
+        settings,  # of the stage
+        latent_shape,  # (C, h, w)
+    ):
+        "Timings of a diffusion model, as `time_dit` gives them."
         classes = (self.counts.classes or 1000) if settings["conditional"] else 0
         arch = dict(name=settings["dit"], input_size=latent_shape[-1], in_channels=latent_shape[0], num_classes=classes)
         key = repr((arch, {k: v for k, v in settings["train"].items() if k not in ("seed", "steps", "schedule")}))
@@ -250,7 +278,10 @@ class Machine:
             ("dit", key), lambda: time_dit(arch, settings["train"], settings["class_dropout_prob"], device=self.device, budget=self.budget)
         )
 
-    def backbone(self, name):  # seconds an image, width of the features
+    def backbone(self,
+        name,  # of the backbone
+    ):  # seconds an image, width of the features
+        "Seconds per image and width of the features."
         return self._once(("backbone", name), lambda: time_backbone(name, self.image_size, self.device, self.budget))
 
 # %% ../../nbs/study/05_costs.ipynb #cell-31
@@ -350,7 +381,10 @@ RULES = dict(images=_images, vqvae=_vqvae, latents=_latents, features=_features,
              influence=_influence, scores=_light, subset=_light, model=_model, samples=_samples, reference=_reference, metrics=_metrics)
 OVERHEAD = dict(seconds=0.05, bytes=4000)  # of any stage: loading, checksums, artifact.json
 
-def cost_of(stage, machine:Machine) -> Cost:
+def cost_of(
+    stage,  # to be made
+    machine:Machine,  # its timings
+) -> Cost:
     "The estimate of one stage. What is unknown is NaN, with the reason."
     try: found = RULES[stage.kind](stage, machine)
     except KeyError: return Cost(note=f"no rule for stages of kind {stage.kind}")
@@ -360,7 +394,7 @@ def cost_of(stage, machine:Machine) -> Cost:
 # %% ../../nbs/study/05_costs.ipynb #cell-35
 def estimate_costs(
     stages,  # to be made: objects with kind, settings and inputs
-    machine:Machine,
+    machine:Machine,  # its timings
     progress:bool=True,  # show a bar
 ) -> pd.DataFrame:  # a row a stage: device_hours, gib, working_gib, note
     "The cost of every stage, from timings made now."

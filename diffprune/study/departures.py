@@ -87,6 +87,10 @@ DEPARTURES = {
         "proxy",
         ("el2n", "grand"),
     ),
+}
+
+# %% ../../nbs/study/04_departures.ipynb #ac228cf7
+DEPARTURES |= {
     "moso_stale_label": Departure(
         "each sample's gradient is taken under its own label",
         "the second pass goes on with the last label of the first",
@@ -167,7 +171,7 @@ def with_departures(
 def union_of_ranks(
     ids,  # (N,) of the training samples
     pruning_ratio:float,  # of each process
-    seed:int,
+    seed:int,  # of the draws
     n_ranks:int=4,  # processes
 ) -> np.ndarray:  # sorted positions
     "The samples that at least one process kept, when each draws its own random subset."
@@ -182,7 +186,7 @@ def _ranked(scores, members, keep, ids, seed):
 
 def short_slices(
     scores,  # (N,) one score a sample
-    pruning_ratio:float,
+    pruning_ratio:float,  # pruned share, in [0, 2/3)
     groups,  # (N,) cluster of each sample, or None
     ids,  # (N,) unique ids
     seed:int,  # of ties
@@ -199,11 +203,11 @@ def short_slices(
 
 def truncated_quotas(
     scores,  # (N,)
-    pruning_ratio:float,
+    pruning_ratio:float,  # pruned share
     keep:str,  # "high", "mid" or "low"
     groups,  # (N,) cluster of each sample
     ids,  # (N,)
-    seed:int,
+    seed:int,  # of ties
 ) -> np.ndarray:  # sorted positions
     "Each group keeps the whole part of its share. Raises `ValueError` for another `keep`."
     if keep not in KEEPS: raise ValueError(f"keep={keep!r}; known are {', '.join(KEEPS)}")
@@ -215,9 +219,11 @@ def truncated_quotas(
 def departing_subset(
     names,  # departures that act in this stage
     scores,  # (N,)
-    pruning_ratio:float, keep:str,
+    pruning_ratio:float,  # pruned share
+    keep:str,  # "high", "mid" or "low"
     groups,  # (N,) clusters, or None
-    ids, seed:int,
+    ids,  # (N,) unique ids
+    seed:int,  # of draws and ties
 ) -> np.ndarray:  # sorted positions
     "What is kept under departures; where several concern one method, the first in the order of the list decides."
     if "random_per_rank" in names: return union_of_ranks(ids, pruning_ratio, seed)
@@ -229,7 +235,7 @@ def departing_subset(
 def single_draw(
     values:np.ndarray,  # (N, D) a loss or norm at each time and noise
     ids,  # (N,)
-    seed:int,
+    seed:int,  # of the pick
 ) -> np.ndarray:  # (N,)
     "One draw of each sample, picked at random: what is compared between samples is mostly which time they happened to get."
     values = np.asarray(values, dtype=float)
@@ -239,11 +245,11 @@ def single_draw(
 # %% ../../nbs/study/04_departures.ipynb #7977b2be
 def stale_label_products(
     model,  # a surrogate
-    samples:ProbeSet,
-    grid:ProbeGrid,
-    batch_size:int=64,
-    device="cpu",
-    progress:bool=False,
+    samples:ProbeSet,  # all training samples
+    grid:ProbeGrid,  # times and noises, D of them
+    batch_size:int=64,  # samples whose gradients are taken together
+    device="cpu",  # of the model
+    progress:bool=False,  # accepted for the sake of its sibling; no bar is shown
 ) -> np.ndarray:  # float32 (N, D)
     "MoSo's products where only the mean gradient is taken under the samples' own labels, the others' under the last one."
     out, tensor = np.empty((len(samples), len(grid)), dtype=np.float32), lambda a: torch.as_tensor(np.array(a)).to(device)
@@ -283,8 +289,8 @@ def bytes_unclamped(
 def decode_unclamped(
     vqvae,  # trained autoencoder
     latents,  # (N, C, h, w), not normalised
-    batch_size:int=64,
-    device="cpu",
+    batch_size:int=64,  # images decoded together
+    device="cpu",  # of the autoencoder
 ) -> np.ndarray:  # uint8 (N, 3, H, W)
     "Images of latents as bytes, without clamping."
     return np.concatenate(
@@ -361,23 +367,44 @@ class DepartingPipeline(Pipeline):
         return stage if settings is stage.settings else replace(stage, settings=settings, make=_MAKERS[stage.kind], parallel=False)
 
     @once
-    def latents(self): return self._depart(super().latents())
+    def latents(self):
+        "The encoded training set, perhaps with one constant scale."
+        return self._depart(super().latents())
     @once
-    def surrogates(self, seed): return self._depart(super().surrogates(seed))
+    def surrogates(self,
+        seed,  # of weights, batches and folds
+    ):
+        "MoSo's surrogates, perhaps with a stale label."
+        return self._depart(super().surrogates(seed))
     @once
-    def compare(self, images): return self._depart(super().compare(images))
+    def compare(self,
+        images,  # generated or real ones
+    ):
+        "Metrics against the reference, perhaps with precision and recall exchanged."
+        return self._depart(super().compare(images))
     @once
-    def samples(self, run): return self._depart(super().samples(run))
+    def samples(self,
+        run,  # whose model draws
+    ):
+        "Generated images, perhaps unclamped."
+        return self._depart(super().samples(run))
 
     @once
-    def scores(self, base, seed):
+    def scores(self,
+        base,  # a method with scores
+        seed,  # of the pre-training
+    ):
+        "Scores, perhaps of one draw or of averaged weights."
         stage = super().scores(base, seed)
         base = stage.settings["base"]  # of the method whose scores these are
         if "proxy" in stage.inputs: stage = replace(stage, inputs=dict(stage.inputs, proxy=self._depart(stage.inputs["proxy"], base)))
         return self._depart(stage, base)
 
     @once
-    def subset(self, run):
+    def subset(self,
+        run,  # a pruned one
+    ):
+        "The kept indices, as the code would choose them."
         chosen, stage = parse_method(run.method), super().subset(run)
         return self._depart(stage, chosen.base, chosen.keep) if chosen.method.paper else stage  # the code knows the paper's methods
 

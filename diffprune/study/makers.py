@@ -67,7 +67,7 @@ def make_vqvae(stage, artifacts, folder, context):
 
 def load_vqvae(
     artifact,  # of kind "vqvae"
-    device="cpu",
+    device="cpu",  # where to put it: "cpu", "cuda", "cuda:1", "mps"
 ) -> VQVAE:
     "The trained autoencoder, ready to encode and decode."
     model = VQVAE(from_settings(VQVAEConfig, artifact.meta["settings"]["model"]))
@@ -75,7 +75,9 @@ def load_vqvae(
     return model.to(device).eval()
 
 # %% ../../nbs/study/02_makers.ipynb #98567534
-def make_latents(stage, artifacts, folder, context, fit=LatentNorm.fit):
+def make_latents(stage, artifacts, folder, context,
+    fit=LatentNorm.fit,  # fit(raw latents) -> LatentNorm
+):
     "Encode all training images: latents.npy (N, C, h, w), normalised; norm.json undoes it."
     model, images = load_vqvae(artifacts["vqvae"], context.device), artifacts["images"].array("images")
     def encode(rows, part): encode_images(model, images[rows], part/"raw.npy", device=context.device, progress=context.progress)
@@ -107,7 +109,9 @@ def make_reconstructions(stage, artifacts, folder, context):
     save_array(folder/"images.npy", np.concatenate(parts))
 
 # %% ../../nbs/study/02_makers.ipynb #dd318b6d
-def make_features(stage, artifacts, folder, context, weights=None):
+def make_features(stage, artifacts, folder, context,
+    weights=None,  # local file of the backbone's weights; None: where it is usually found
+):
     "Features of images in a backbone: features.npy (N, d), and logits.npy (N, n_classes) if they are asked for."
     backbone = first_then_others(lambda: load_backbone(stage.settings["name"], weights, context.device))
     images, logits = artifacts["images"].array("images"), stage.settings.get("logits", False)
@@ -142,10 +146,11 @@ def diffusion_model(
 
 # %% ../../nbs/study/02_makers.ipynb #9953b530
 def train_diffusion(
-    artifacts, settings,  # as for `diffusion_model`, with "train" among the settings
+    artifacts,  # "latents" and "images"
+    settings,  # with "train" among them
     index,  # positions of the samples to train on
     folder,  # for checkpoints
-    context,
+    context,  # device and progress bars
     on_step=None,  # hook of the `Trainer`
 ) -> Trainer:
     "Train a diffusion model on some of the latents; the trainer still holds it."
@@ -160,7 +165,11 @@ def train_diffusion(
     return trainer
 
 # %% ../../nbs/study/02_makers.ipynb #8b4d3c70
-def probe_set(artifacts, settings, context):
+def probe_set(
+    artifacts,  # "latents" and "images"
+    settings,  # with "proxy" and "train"
+    context,  # device
+):
     "What the scores are measured on: the set with its ids, the grid of times and noises, and the arguments of the probes."
     _, labels = diffusion_model(artifacts, settings)
     ids, p = artifacts["images"].table("samples")["id"].to_numpy(str), settings["proxy"]
@@ -171,7 +180,12 @@ def probe_set(artifacts, settings, context):
         dict(batch_size=p["batch_size"], device=context.device, progress=False),
     )
 
-def shortened(settings, steps, every):
+def shortened(
+    settings,  # of a training
+    steps,  # all of it
+    every,  # steps between checkpoints
+):
+    "Settings of a training that is cut short, at a constant learning rate."
     return dict(settings, train={**settings["train"], "steps": steps, "schedule": "constant", "checkpoint_every": every})
 
 # %% ../../nbs/study/02_makers.ipynb #58663a34
@@ -216,7 +230,9 @@ def make_proxy(stage, artifacts, folder, context):
 def _products(model, samples, grid, rows, how):
     return probe_moso(model, samples.part(rows), grid, **how, n=len(samples), add_up=add_up)
 
-def make_surrogates(stage, artifacts, folder, context, products=_products):
+def make_surrogates(stage, artifacts, folder, context,
+    products=_products,  # products(model, samples, grid, rows, how) -> (rows, D)
+):
     "MoSo's products: products.npy (surrogates, checkpoints, N, D), learning_rates.npy (checkpoints,), times.npy (D,)."
     s = stage.settings
     samples, grid, how = probe_set(artifacts, s, context)
@@ -302,7 +318,7 @@ def make_model(stage, artifacts, folder, context):
 
 def load_model(
     artifact,  # of kind "model"
-    device="cpu",
+    device="cpu",  # where to put it: "cpu", "cuda", "cuda:1", "mps"
 ):
     "The trained diffusion model with its averaged weights."
     model = dit_model(**artifact.json("model"))
@@ -321,7 +337,9 @@ def sample_labels(
     return np.random.default_rng(seed).permutation(chosen)
 
 # %% ../../nbs/study/02_makers.ipynb #5fdf6ffa
-def make_samples(stage, artifacts, folder, context, decode=decode_latents):
+def make_samples(stage, artifacts, folder, context,
+    decode=decode_latents,  # decode(vqvae, latents, device=, progress=) -> uint8 images
+):
     "Generate and decode: images.npy (n, 3, H, W) uint8, labels.npy (n,), -1 for an unconditional model."
     cfg = from_settings(SampleConfig, stage.settings)
     model, vqvae = load_model(artifacts["model"], context.device), load_vqvae(artifacts["vqvae"], context.device)

@@ -36,7 +36,9 @@ from .presets import Preset
 from .runs import Run
 
 # %% ../../nbs/study/03_pipeline.ipynb #64f87b61
-def once(method):
+def once(
+    method,  # of `Pipeline`, gives a `Stage`
+):
     "Decorator for the methods of a pipeline: the same arguments give the same stage."
     @wraps(method)
     def remembered(self, *args, **kwargs):

@@ -311,33 +311,15 @@ def results(self:Study,
             dict(same, metric=m, name=metric_name(m, self.pipeline.metrics_backbone), **{k: i[k] for k in ("value", "low", "high")}, **made)
             for m, i in artifact.json("intervals").items()
         ]
-    columns = [
-        "dataset",
-        "preset",
-        "method",
-        "pruning_ratio",
-        "seed",
-        "n_train",
-        "metric",
-        "backbone",
-        "name",
-        "value",
-        "low",
-        "high",
-        "n_generated",
-        "artifact",
-        "commit",
-    ]
-    return pd.DataFrame(rows)[[*columns, *provenance]].astype(dict(seed="Int64", n_train="Int64"))
+    columns = ["dataset", "preset", "method", "pruning_ratio", "seed", "n_train", "metric", "backbone", "name", "value", "low", "high"]
+    columns += ["n_generated", "artifact", "commit", *provenance]
+    return pd.DataFrame(rows)[columns].astype(dict(seed="Int64", n_train="Int64"))
 
 @patch
 def _labels_of(self:Study, run):
     "The columns that say which run a row belongs to; None is the floor."
-    named = (
-        dict(method=run.method, pruning_ratio=run.pruning_ratio, seed=run.seed)
-        if run
-        else dict(method="validation", pruning_ratio=np.nan, seed=pd.NA)
-    )
+    if run: named = dict(method=run.method, pruning_ratio=run.pruning_ratio, seed=run.seed)
+    else: named = dict(method="validation", pruning_ratio=np.nan, seed=pd.NA)
     return dict(dataset=self.arguments["dataset"], preset=self.arguments["preset"], **named)
 
 @patch
