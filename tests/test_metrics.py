@@ -317,6 +317,13 @@ def test_frechet_of_draws_of_few_distinct_samples():
             assert draws.distance(rows) == pytest.approx(frechet_distance(X[rows], real), rel=1e-7)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_intervals_on_a_gpu_equal_those_on_the_cpu():
+    generated, real = spoiled("copied", 300, 400, 32, np.float32)
+    gpu, cpu = (M.measure(generated, real, generated[:, :9], n_draws=12, device=device) for device in ("cuda", "cpu"))
+    assert gpu == cpu
+
+
 @pytest.mark.parametrize("change, message", [
     (dict(k=20), r"k must lie in \[1, 19\]"), (dict(k_density=50), r"k must lie in \[1, 49\]"), (dict(n_draws=1), "n_draws >= 2"),
     (dict(level=1.0), "a level in"), (dict(logits=np.zeros((9, 3))), "40 generated features, got 9"),
