@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import torch
+from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from ..core.store import Store
@@ -258,31 +259,35 @@ class Machine:
         "Multiply-adds per second."
         return self._once("speed", lambda: operations_per_second(self.device))
 
-    def vqvae(self,
-        settings,  # of the stage
-    ):
-        "Timings of an autoencoder, as `time_vqvae` gives them."
-        return self._once(
-            ("vqvae", repr(settings)), lambda: time_vqvae(settings["model"], settings["train"], self.image_size, self.device, self.budget)
-        )
+# %% ../../nbs/study/05_costs.ipynb #11bec325
+@patch
+def vqvae(self:Machine,
+    settings,  # of the stage
+):
+    "Timings of an autoencoder, as `time_vqvae` gives them."
+    return self._once(
+        ("vqvae", repr(settings)), lambda: time_vqvae(settings["model"], settings["train"], self.image_size, self.device, self.budget)
+    )
 
-    def dit(self,
-        settings,  # of the stage
-        latent_shape,  # (C, h, w)
-    ):
-        "Timings of a diffusion model, as `time_dit` gives them."
-        classes = (self.counts.classes or 1000) if settings["conditional"] else 0
-        arch = dict(name=settings["dit"], input_size=latent_shape[-1], in_channels=latent_shape[0], num_classes=classes)
-        key = repr((arch, {k: v for k, v in settings["train"].items() if k not in ("seed", "steps", "schedule")}))
-        return self._once(
-            ("dit", key), lambda: time_dit(arch, settings["train"], settings["class_dropout_prob"], device=self.device, budget=self.budget)
-        )
+@patch
+def dit(self:Machine,
+    settings,  # of the stage
+    latent_shape,  # (C, h, w)
+):
+    "Timings of a diffusion model, as `time_dit` gives them."
+    classes = (self.counts.classes or 1000) if settings["conditional"] else 0
+    arch = dict(name=settings["dit"], input_size=latent_shape[-1], in_channels=latent_shape[0], num_classes=classes)
+    key = repr((arch, {k: v for k, v in settings["train"].items() if k not in ("seed", "steps", "schedule")}))
+    return self._once(
+        ("dit", key), lambda: time_dit(arch, settings["train"], settings["class_dropout_prob"], device=self.device, budget=self.budget)
+    )
 
-    def backbone(self,
-        name,  # of the backbone
-    ):  # seconds an image, width of the features
-        "Seconds per image and width of the features."
-        return self._once(("backbone", name), lambda: time_backbone(name, self.image_size, self.device, self.budget))
+@patch
+def backbone(self:Machine,
+    name,  # of the backbone
+):  # seconds an image, width of the features
+    "Seconds per image and width of the features."
+    return self._once(("backbone", name), lambda: time_backbone(name, self.image_size, self.device, self.budget))
 
 # %% ../../nbs/study/05_costs.ipynb #cell-31
 @dataclass(frozen=True)

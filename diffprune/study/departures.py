@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 
 from ..core.stages import Stage
 from ..core.store import load_json, save_array, save_json
@@ -389,24 +390,27 @@ class DepartingPipeline(Pipeline):
         "Generated images, perhaps unclamped."
         return self._depart(super().samples(run))
 
-    @once
-    def scores(self,
-        base,  # a method with scores
-        seed,  # of the pre-training
-    ):
-        "Scores, perhaps of one draw or of averaged weights."
-        stage = super().scores(base, seed)
-        base = stage.settings["base"]  # of the method whose scores these are
-        if "proxy" in stage.inputs: stage = replace(stage, inputs=dict(stage.inputs, proxy=self._depart(stage.inputs["proxy"], base)))
-        return self._depart(stage, base)
+# %% ../../nbs/study/04_departures.ipynb #46495d09
+@patch
+@once
+def scores(self:DepartingPipeline,
+    base,  # a method with scores
+    seed,  # of the pre-training
+):
+    "Scores, perhaps of one draw or of averaged weights."
+    stage = super(DepartingPipeline, self).scores(base, seed)
+    base = stage.settings["base"]  # of the method whose scores these are
+    if "proxy" in stage.inputs: stage = replace(stage, inputs=dict(stage.inputs, proxy=self._depart(stage.inputs["proxy"], base)))
+    return self._depart(stage, base)
 
-    @once
-    def subset(self,
-        run,  # a pruned one
-    ):
-        "The kept indices, as the code would choose them."
-        chosen, stage = parse_method(run.method), super().subset(run)
-        return self._depart(stage, chosen.base, chosen.keep) if chosen.method.paper else stage  # the code knows the paper's methods
+@patch
+@once
+def subset(self:DepartingPipeline,
+    run,  # a pruned one
+):
+    "The kept indices, as the code would choose them."
+    chosen, stage = parse_method(run.method), super(DepartingPipeline, self).subset(run)
+    return self._depart(stage, chosen.base, chosen.keep) if chosen.method.paper else stage  # the code knows the paper's methods
 
 # %% ../../nbs/study/04_departures.ipynb #e24d19e3
 def make_pipeline(
