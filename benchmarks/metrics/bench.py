@@ -69,8 +69,7 @@ def timed(run):
 
 
 def compare(methods, repeats):
-    """Wall and CPU seconds of each method, the least of `repeats` interleaved runs, the GB it takes beyond what was there, and its last
-    result."""
+    "Least wall and CPU seconds of each method over interleaved runs, the GB it takes beyond what was there, and its last result."
     wall, cpu, grown, values = *({name: [] for name in methods} for _ in range(3)), {}
     for _ in range(repeats):
         for name, method in methods.items():
@@ -210,15 +209,10 @@ def scale_neighbours(repeats, n=50_000, m=1_281_167, d=512, copies=500):
         found, cost = timed(lambda: nearest(queries, points, progress=True))
         truth = np.linalg.norm(queries[:copies].astype(np.float64) - points[rows], axis=1)
         cuda = torch.cuda.is_available()
-        return {
-            "case": f"{n} queries, {m} points, d = {d}",
-            "copies_found": int((found.indices[:copies, 0] == rows).sum()),
-            "copies": copies,
-            "error_of_copies": relative(found.distances[:copies, 0], truth),
-            "device": "cuda" if cuda else "cpu",
-            "gpu_peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2) if cuda else None,
-            **cost,
-        }
+        hits = int((found.indices[:copies, 0] == rows).sum())
+        return {"case": f"{n} queries, {m} points, d = {d}", "copies_found": hits, "copies": copies,
+                "error_of_copies": relative(found.distances[:copies, 0], truth), "device": "cuda" if cuda else "cpu",
+                "gpu_peak_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2) if cuda else None, **cost}
 
 
 def flat(methods, prefix=""):
@@ -231,6 +225,7 @@ def flat(methods, prefix=""):
 def report():
     "The stored results of the comparisons as Markdown tables."
     for path in sorted(RESULTS.glob("*.json")):
+        if path.stem == "intervals": continue  # of intervals.py, which prints it
         result = json.loads(path.read_text())
         print(f"\n**{path.stem}**: {result['case']}; {result['threads']} thread(s), load of the machine {result['load'][0]}, "
               f"commit {result.get('commit', 'not recorded')}\n")
