@@ -23,12 +23,9 @@ def dit(dtype=torch.float64, seed=0, **kw):
 def arguments(m, n=5, dtype=torch.float64, seed=1):
     g = torch.Generator().manual_seed(seed)
     shape = (n, m.in_channels, m.input_size, m.input_size)
-    return dict(
-        x_1=torch.randn(shape, generator=g).to(dtype),
-        x_0=torch.randn(shape, generator=g).to(dtype),
-        t=torch.rand(n, generator=g).to(dtype),
-        y=torch.randint(4, (n,), generator=g) if m.num_classes else None,
-    )
+    x_1, x_0 = (torch.randn(shape, generator=g).to(dtype) for _ in range(2))
+    return dict(x_1=x_1, x_0=x_0, t=torch.rand(n, generator=g).to(dtype),
+                y=torch.randint(4, (n,), generator=g) if m.num_classes else None)
 
 def single(m, losses, n):
     "name -> (n, *shape), by n backward passes."
@@ -46,9 +43,8 @@ def check(m, losses, n, rtol, atol_dot=1e-9):
         true = torch.cat(parts, 1).norm(dim=1)
         torch.testing.assert_close(sq.sqrt(), true, rtol=rtol, atol=1e-7 * true.max().item(), msg=lambda s: f"{name}: {s}")
         dot = sum((full[f"{name}.{w}"] * along[f"{name}.{w}"]).flatten(1).sum(1) for w in ("weight", "bias") if f"{name}.{w}" in full)
-        torch.testing.assert_close(
-            found.layer_dots[name], dot, rtol=rtol, atol=max(atol_dot, rtol * (true.max() * along[f"{name}.weight"].norm()).item())
-        )
+        atol = max(atol_dot, rtol * (true.max() * along[f"{name}.weight"].norm()).item())
+        torch.testing.assert_close(found.layer_dots[name], dot, rtol=rtol, atol=atol)
     torch.testing.assert_close(found.norm, torch.cat([v.flatten(1) for v in full.values()], 1).norm(dim=1), rtol=rtol, atol=0)
     assert {k.rsplit(".", 1)[0] for k in full} == set(found.layer_sq_norms)
 
@@ -56,19 +52,9 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.i
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype, rtol", [(torch.float64, 1e-9), (torch.float32, 1e-4)])
-@pytest.mark.parametrize(
-    "kw",
-    [
-        dict(),
-        dict(num_classes=0),
-        dict(learn_sigma=False),
-        dict(patch_size=1),
-        dict(patch_size=4),
-        dict(patch_size=8),
-        dict(class_dropout_prob=0.0),
-    ],
-    ids=lambda kw: ",".join(f"{k}={v}" for k, v in kw.items()) or "default",
-)
+@pytest.mark.parametrize("kw", [dict(), dict(num_classes=0), dict(learn_sigma=False), dict(patch_size=1), dict(patch_size=4),
+                                dict(patch_size=8), dict(class_dropout_prob=0.0)],
+                         ids=lambda kw: ",".join(f"{k}={v}" for k, v in kw.items()) or "default")
 def test_dit_layer_by_layer(kw, dtype, rtol, device):
     m = dit(dtype, **kw).to(device)
     a = {k: None if v is None else v.to(device) for k, v in arguments(m, dtype=dtype).items()}
@@ -76,9 +62,8 @@ def test_dit_layer_by_layer(kw, dtype, rtol, device):
     if device == "cpu": check(m, check_on, 5, rtol)
     else:
         full = single(m, check_on, 5)
-        torch.testing.assert_close(
-            sample_gradients(m, check_on).norm, torch.cat([v.flatten(1) for v in full.values()], 1).norm(dim=1), rtol=rtol, atol=0
-        )
+        norms = torch.cat([v.flatten(1) for v in full.values()], 1).norm(dim=1)
+        torch.testing.assert_close(sample_gradients(m, check_on).norm, norms, rtol=rtol, atol=0)
 
 def test_dropped_labels_use_the_null_row():
     m = dit(); a = arguments(m)
@@ -92,16 +77,8 @@ def test_any_linear_layer(tokens, d_in, d_out, bias, n):
     x = torch.randn(n, tokens, d_in).double()
     check(m, lambda: m(x).sin().sum((1, 2)), n, 1e-7)
 
-@pytest.mark.parametrize(
-    "kw",
-    [
-        dict(kernel_size=3),
-        dict(kernel_size=3, padding=1),
-        dict(kernel_size=2, stride=2),
-        dict(kernel_size=3, dilation=2, padding=2, bias=False),
-        dict(kernel_size=(1, 3), stride=(2, 1)),
-    ],
-)
+@pytest.mark.parametrize("kw", [dict(kernel_size=3), dict(kernel_size=3, padding=1), dict(kernel_size=2, stride=2),
+                                dict(kernel_size=3, dilation=2, padding=2, bias=False), dict(kernel_size=(1, 3), stride=(2, 1))])
 def test_convolutions(kw):
     torch.manual_seed(0)
     m = nn.Sequential(nn.Conv2d(2, 3, **kw), nn.Tanh(), nn.Conv2d(3, 2, 1)).double()
@@ -165,14 +142,9 @@ def half_frozen():
     m = nn.Linear(3, 3); m.bias.requires_grad_(False)
     return m
 
-@pytest.mark.parametrize(
-    "make, message",
-    [
-        (Shared, "shared between layers"),
-        (lambda: nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), "no per-sample gradient for 1.weight"),
-        (half_frozen, "frozen bias"),
-    ],
-)
+@pytest.mark.parametrize("make, message", [
+    (Shared, "shared between layers"), (half_frozen, "frozen bias"),
+    (lambda: nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), "no per-sample gradient for 1.weight")])
 def test_models_it_would_be_wrong_for(make, message):
     m = make()
     with pytest.raises(ValueError, match=message): sample_gradients(m, lambda: m(torch.ones(2, 3)).sum(1))
@@ -182,10 +154,8 @@ def test_unsupported_convolutions(kw):
     m = nn.Conv2d(2, 2, 3, **kw)
     with pytest.raises(ValueError, match="only convolutions"): sample_gradients(m, lambda: m(torch.ones(1, 2, 4, 4)).flatten(1).sum(1))
 
-@pytest.mark.parametrize(
-    "kw, x",
-    [(dict(padding_idx=0), torch.tensor([1, 2])), (dict(max_norm=1.0), torch.tensor([1, 2])), (dict(), torch.tensor([[1, 2], [1, 1]]))],
-)
+@pytest.mark.parametrize("kw, x", [(dict(padding_idx=0), torch.tensor([1, 2])), (dict(max_norm=1.0), torch.tensor([1, 2])),
+                                   (dict(), torch.tensor([[1, 2], [1, 1]]))])
 def test_unsupported_embeddings(kw, x):
     "Rows that are used twice by a sample add up before they are squared, which the closed form doesn't know."
     m = nn.Embedding(4, 3, **kw)
@@ -226,9 +196,7 @@ def test_without_a_compiler_it_warns_and_computes_the_same():
     m = nn.Sequential(nn.Linear(3, 4), nn.Tanh()).double()
     x = torch.randn(5, 2, 3).double()
     losses = lambda batch: m(batch["x"]).square().sum((1, 2))
-    with (
-        inductor.patch({"cpp.cxx": ("/nowhere/c++",), "force_disable_caches": True}),
-        pytest.warns(UserWarning, match="could not be compiled"),
-    ):
+    no_compiler = inductor.patch({"cpp.cxx": ("/nowhere/c++",), "force_disable_caches": True})
+    with no_compiler, pytest.warns(UserWarning, match="could not be compiled"):
         found = CompiledGradients(m, losses)(dict(x=x))
     torch.testing.assert_close(found.norm, sample_gradients(m, lambda: losses(dict(x=x))).norm)

@@ -35,8 +35,9 @@ def by_hand(m, quantity, directions, n):
             if isinstance(layer, nn.Embedding): out[i] += torch.einsum("po,pi,io->p", u.double(), v.double(), w); continue
             k = layer.weight[0].numel()
             out[i] += torch.einsum("po,pi,oi->p", u.double(), v[:, :k].double(), w.flatten(1))
-            if layer.bias is not None:
-                out[i] += (u * v[:, k:]).double() @ torch.autograd.grad(values[i], layer.bias, retain_graph=True)[0].double()
+            if layer.bias is None: continue
+            of_bias = torch.autograd.grad(values[i], layer.bias, retain_graph=True)[0].double()
+            out[i] += (u * v[:, k:]).double() @ of_bias
     return out
 
 @pytest.mark.parametrize("dtype, tol", [(torch.float64, 1e-10), (torch.float32, 1e-4)])
@@ -90,25 +91,17 @@ def test_order_does_not_matter():
     f, order = np.random.default_rng(0).normal(size=(30, 5)), np.random.default_rng(1).permutation(30)
     np.testing.assert_allclose(mean_influence(f[order]), mean_influence(f)[order])
 
-@pytest.mark.parametrize(
-    "f, damping, message",
-    [
-        (np.zeros((3, 2)), 1.0, "gradients are zero"),
-        (np.full((3, 2), np.inf), 1.0, "NaN or infinity"),
-        (np.ones(3), 1.0, r"\(samples, directions\)"),
-        (np.ones((0, 2)), 1.0, r"\(samples, directions\)"),
-        (np.ones((3, 2)), 0.0, "damping must be positive"),
-        (np.ones((3, 2)), float("nan"), "damping must be positive"),
-    ],
-)
+@pytest.mark.parametrize("f, damping, message", [
+    (np.zeros((3, 2)), 1.0, "gradients are zero"), (np.full((3, 2), np.inf), 1.0, "NaN or infinity"),
+    (np.ones(3), 1.0, r"\(samples, directions\)"), (np.ones((0, 2)), 1.0, r"\(samples, directions\)"),
+    (np.ones((3, 2)), 0.0, "damping must be positive"), (np.ones((3, 2)), float("nan"), "damping must be positive")])
 def test_bad_input(f, damping, message):
     for score in (mean_influence, self_influence):
         with pytest.raises(ValueError, match=message): score(f, damping)
 
 def probe_set(n=12):
-    return ProbeSet(
-        np.random.default_rng(0).normal(size=(n, 1, 8, 8)).astype(np.float32), np.array([f"s{i}" for i in range(n)]), np.arange(n) % 3
-    )
+    latents = np.random.default_rng(0).normal(size=(n, 1, 8, 8)).astype(np.float32)
+    return ProbeSet(latents, np.array([f"s{i}" for i in range(n)]), np.arange(n) % 3)
 
 def test_probe_in_batches_and_parts():
     m, s, grid = dit(torch.float32), probe_set(), ProbeGrid((.5, .9), 1)
@@ -118,8 +111,8 @@ def test_probe_in_batches_and_parts():
     np.testing.assert_allclose(probe_projections(m, s.part(slice(3, 9)), grid, 8, progress=False), whole[3:9], rtol=1e-4, atol=1e-4)
     low = probe_projections(m, s, grid, 8, dtype=torch.bfloat16, progress=False)
     assert np.linalg.norm(low - whole) < .05 * np.linalg.norm(whole)
-    with pytest.raises(ValueError, match="NaN or infinite"):
-        probe_projections(m, ProbeSet(s.latents * np.nan, s.ids, s.labels), grid, 8, progress=False)
+    diverged = ProbeSet(s.latents * np.nan, s.ids, s.labels)
+    with pytest.raises(ValueError, match="NaN or infinite"): probe_projections(m, diverged, grid, 8, progress=False)
 
 def test_scores_rank_the_loner_last():
     f = np.r_[np.random.default_rng(0).normal([3, 0, 0], .1, (6, 3)), [[0., 3., 0.]]][:, None]

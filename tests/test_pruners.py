@@ -31,9 +31,8 @@ from diffprune.pruning.transport_pruners import TransportPruner, transport_cost,
 RNG = np.random.default_rng(0)
 N = 81
 FEATURES = (RNG.normal(size=(N, 6)) + 4).astype(np.float32)
-INPUT = dict(
-    nothing=FEATURES, features=FEATURES, clusters=FEATURES, losses=RNG.random((N, 12)), **dict.fromkeys(MEASURED, RNG.lognormal(size=N))
-)
+INPUT = {**dict.fromkeys(("nothing", "features", "clusters"), FEATURES), **dict.fromkeys(MEASURED, RNG.lognormal(size=N)),
+         "losses": RNG.random((N, 12))}
 IDS = np.array([f"id{i:03d}" for i in range(N)])
 SETS = ("interval", "coverage", "transport")           # choose a set, have no middle
 LIBRARY = [m for m in known_methods() if m.module.startswith("diffprune.")]
@@ -162,11 +161,8 @@ def test_density_takes_more_from_complex_clusters():
 def test_prototypes_are_hard_and_moderate_is_not():
     hard, moderate = (cls(n_clusters=3, metric="l2").fit(FEATURES) for cls in (PrototypePruner, ModeratePruner))
     distance = hard.scores_
-    assert (
-        distance[hard.select(0.8).indices].mean()
-        > distance[moderate.select(0.8).indices].mean()
-        > distance[hard.select(0.8, "low").indices].mean()
-    )
+    far, between, near = (distance[s.indices].mean() for s in (hard.select(0.8), moderate.select(0.8), hard.select(0.8, "low")))
+    assert far > between > near
 
 
 @pytest.mark.parametrize("block", [1, 7, 1000])
@@ -203,9 +199,8 @@ def test_greedy_work_is_shared_between_ratios():
 def test_facility_agrees_with_apricot():
     apricot = pytest.importorskip("apricot")
     U = FEATURES / np.linalg.norm(FEATURES, axis=1, keepdims=True)
-    reference = apricot.FacilityLocationSelection(20, metric="precomputed", optimizer="naive").fit(
-        np.maximum(U @ U.T, 0).astype(np.float64)
-    )
+    similarity = np.maximum(U @ U.T, 0).astype(np.float64)
+    reference = apricot.FacilityLocationSelection(20, metric="precomputed", optimizer="naive").fit(similarity)
     ours = FacilityPruner().fit(FEATURES).first_chosen(0, 20)
     value = lambda chosen: np.maximum(U @ U[chosen].T, 0).max(1).sum()      # mutual nearest neighbours tie, so values are compared
     assert ours[:8] == reference.ranking[:8].tolist() and value(ours) == pytest.approx(value(reference.ranking), rel=1e-5)
@@ -227,18 +222,9 @@ def test_interval_and_coverage_spread_over_difficulty():
     assert IntervalPruner(reach=0.5).fit(difficulty).select(0.9).indices.max() < 1000
 
 
-@pytest.mark.parametrize(
-    "pruner",
-    [
-        IntervalPruner(reach=0),
-        IntervalPruner(reach=1.5),
-        CoveragePruner(strata=1.5),
-        CoveragePruner(hardest=-0.1),
-        DensityPruner(temperature=-1, n_clusters=2),
-        TransportPruner(capacity=0.9),
-        TransportPruner(cell_size=1),
-    ],
-)
+@pytest.mark.parametrize("pruner", [
+    IntervalPruner(reach=0), IntervalPruner(reach=1.5), CoveragePruner(strata=1.5), CoveragePruner(hardest=-0.1),
+    DensityPruner(temperature=-1, n_clusters=2), TransportPruner(capacity=0.9), TransportPruner(cell_size=1)])
 def test_bad_settings(pruner):
     with pytest.raises(ValueError): pruner.fit(FEATURES if isinstance(pruner, (DensityPruner, TransportPruner)) else INPUT["proxy"])
 
@@ -260,14 +246,8 @@ def test_missing_pot_is_named(monkeypatch):
 # What a study does: measurements and clusters first, then one path for all methods. The reference is the path that eight methods used to go
 # by themselves: their scores and groups straight into `select`.
 M = 203
-MEASURED_ARRAYS = dict(
-    losses=RNG.lognormal(size=(5, M, 2)),
-    norms=RNG.lognormal(size=(M, 2)),
-    times=np.array([0.9, 0.9]),
-    influence=RNG.normal(size=(M, 2)),
-    products=RNG.normal(size=(2, 3, M, 2)),
-    learning_rates=np.array([3e-3, 2e-3, 1e-3]),
-)
+MEASURED_ARRAYS = dict(losses=RNG.lognormal(size=(5, M, 2)), norms=RNG.lognormal(size=(M, 2)), times=np.array([0.9, 0.9]),
+                       influence=RNG.normal(size=(M, 2)), products=RNG.normal(size=(2, 3, M, 2)), learning_rates=np.array([3e-3, 2e-3, 1e-3]))
 STUDY_IDS, STUDY_LABELS = np.array([f"img/{i:04d}" for i in RNG.permutation(M)]), RNG.choice(3, M, p=[0.7, 0.25, 0.05])
 STUDY_FEATURES, SEED = RNG.normal(size=(M, 5)).astype(np.float32) + 3, 4
 

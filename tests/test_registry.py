@@ -102,31 +102,17 @@ def test_the_notebook_of_a_module_may_run_beside_it():
 FINE = dict(name="toy", label="Toy", needs="nothing")
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        (dict(name=""), "lower-case letters"),
-        (dict(name="my_toy"), "lower-case letters"),
-        (dict(name="My Toy"), "lower-case letters"),
-        (dict(name=None), "lower-case letters"),
-        (dict(name="1st"), "beginning with a letter"),
-        (dict(name="unpruned"), "not unpruned or validation"),
-        (dict(label=""), "legends"),
-        (dict(label="GraNd"), "that of 'grand'"),
-        (dict(needs="scores"), "known are nothing, features, clusters"),
-        (dict(needs=None), "known are"),
-        (dict(needs="proxy"), "asks for score="),
-        (dict(needs="influence", score=3), "asks for score="),
-        (dict(score=len), "leave score out"),
-        (dict(needs="losses", score="el2n"), "leave score out"),
-        (dict(options=dict(k=1)), "no option k to fix"),
-        (dict(options=dict(keep="low")), "no option keep to fix"),
-        (dict(style="red"), "a colour and a marker"),
-        (dict(style=("red", "o", "-")), "a colour and a marker"),
-        (dict(needs="features", style=("red", "o")), "a colour and a marker"),
-        (dict(name="random"), "taken by RandomPruner"),
-    ],
-)
+@pytest.mark.parametrize("change, message", [
+    (dict(name=""), "lower-case letters"), (dict(name="my_toy"), "lower-case letters"), (dict(name="My Toy"), "lower-case letters"),
+    (dict(name=None), "lower-case letters"), (dict(name="1st"), "beginning with a letter"),
+    (dict(name="unpruned"), "not unpruned or validation"), (dict(name="random"), "taken by RandomPruner"),
+    (dict(label=""), "legends"), (dict(label=None), "legends"), (dict(label="GraNd"), "that of 'grand'"),
+    (dict(needs="scores"), "known are nothing, features, clusters"), (dict(needs=None), "known are"),
+    (dict(needs="proxy"), "asks for score="), (dict(needs="influence", score=3), "asks for score="),
+    (dict(score=len), "leave score out"), (dict(needs="losses", score="el2n"), "leave score out"),
+    (dict(options=dict(k=1)), "no option k to fix"), (dict(options=dict(keep="low")), "no option keep to fix"),
+    (dict(style="red"), "a colour and a marker"), (dict(style=("red", "o", "-")), "a colour and a marker"),
+    (dict(needs="features", style=("red", "o")), "a colour and a marker")])
 def test_records_that_cannot_work(change, message):
     with pytest.raises(ValueError, match=message): register_pruner(**{**FINE, **change})(ScorePruner)
     assert method_names() == LIBRARY
@@ -144,10 +130,8 @@ def test_scores_of_another_method():
     register_pruner("lost", "Lost", needs="proxy", score="nowhere")(ScorePruner)
     register_pruner("circle", "Circle", needs="proxy", score="circle")(ScorePruner)
     register_pruner("other", "Other", needs="influence", score="easy")(ScorePruner)
-    assert (
-        scoring_method(parse_method("borrows").method) is parse_method("easy").method
-        and scoring_method(parse_method("interval").method).name == "el2n"
-    )
+    assert scoring_method(parse_method("borrows").method) is parse_method("easy").method
+    assert scoring_method(parse_method("interval").method).name == "el2n"
     for name in ("lost", "circle", "other", "random"):
         with pytest.raises(ValueError, match=f"'{name}' takes its scores from"): scoring_method(parse_method(name).method)
     assert make_pruner("easy", random_state=1).get_params()["stratify"]
@@ -167,23 +151,8 @@ def test_many_methods_have_different_looks_and_the_rest_some():
     assert len(looks) == len(LIBRARY) + 8*5 + 52 and len(set(looks)) == 111          # 110 and random's
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "cluster",
-        "clip",
-        "random_lite0",
-        "random_",
-        "el2n_far",
-        "cluster_clip_inv_mid",
-        "cluster__clip",
-        "CLUSTER_clip",
-        " random",
-        "",
-        None,
-        3,
-    ],
-)
+@pytest.mark.parametrize("name", ["cluster", "clip", "random_lite0", "random_", "el2n_far", "cluster_clip_inv_mid", "cluster__clip",
+                                  "CLUSTER_clip", " random", "", None, 3])
 def test_unknown_names(name):
     with pytest.raises(ValueError, match="known are random, .*cluster_BACKBONE.*_mid or _inv; a BACKBONE is clip, dino"): parse_method(name)
 
@@ -214,10 +183,8 @@ def python(code, folder, **environment):
 
 def test_another_process_knows_plug_ins(tmp_path):
     (tmp_path / "their_pruners.py").write_text(PLUGIN)
-    code = (
-        "from diffprune.pruning.registry import *; "
-        "print(method_names()[-1], plugin_modules(), methods_of_main(), make_pruner('longest_clip'))"
-    )
+    code = ("from diffprune.pruning.registry import *; "
+            "print(method_names()[-1], plugin_modules(), methods_of_main(), make_pruner('longest_clip'))")
     done = python(code, tmp_path, DIFFPRUNE_PLUGINS=" their_pruners, ")
     assert done.stdout.split("\n")[0] == "longest_pixels ['their_pruners'] [] LongestPruner()", done.stderr
 
@@ -226,10 +193,8 @@ def test_a_plug_in_that_fails_is_named(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "broken_pruners.py").write_text("1/0")
     monkeypatch.setenv("DIFFPRUNE_PLUGINS", "broken_pruners")
-    with pytest.raises(
-        ValueError, match="'broken_pruners', named by the environment variable DIFFPRUNE_PLUGINS, cannot be imported: ZeroDivisionError"
-    ):
-        known_methods()
+    named = "'broken_pruners', named by the environment variable DIFFPRUNE_PLUGINS, cannot be imported: ZeroDivisionError"
+    with pytest.raises(ValueError, match=named): known_methods()
     monkeypatch.setenv("DIFFPRUNE_PLUGINS", "no_such_pruners")
     with pytest.raises(ValueError, match="'no_such_pruners'.*ModuleNotFoundError"): load_plugins()
 

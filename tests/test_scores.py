@@ -33,35 +33,24 @@ from diffprune.pruning.scores import (
 
 def model(seed=0, **kw):
     g = torch.Generator().manual_seed(seed)
-    m = DiT(
-        **{**dict(input_size=4, patch_size=2, in_channels=2, hidden_size=16, depth=1, num_heads=2, num_classes=3, learn_sigma=False), **kw}
-    )
+    small = dict(input_size=4, patch_size=2, in_channels=2, hidden_size=16, depth=1, num_heads=2, num_classes=3, learn_sigma=False)
+    m = DiT(**{**small, **kw})
     for p in m.parameters():
         if p.requires_grad: p.data = torch.randn(p.shape, generator=g) * .2
     return m
 
 def samples(n=13, labels=True, seed=0):
     rng = np.random.default_rng(seed)
-    return ProbeSet(
-        rng.standard_normal((n, 2, 4, 4)).astype(np.float32),
-        np.array([f"s{i}" for i in range(n)]),
-        rng.integers(0, 3, n) if labels else None,
-    )
+    latents, ids = rng.standard_normal((n, 2, 4, 4)).astype(np.float32), np.array([f"s{i}" for i in range(n)])
+    return ProbeSet(latents, ids, rng.integers(0, 3, n) if labels else None)
 
 def permuted(s, order): return ProbeSet(s.latents[order], s.ids[order], None if s.labels is None else s.labels[order])
 
 GRID = ProbeGrid((.3, .9), n_noise=2)
 QUIET = dict(progress=False)
 
-@pytest.mark.parametrize(
-    "probe",
-    [
-        lambda m, s, b: probe_losses(m, s, GRID, b, **QUIET),
-        lambda m, s, b: probe_norms(m, s, GRID, b, **QUIET)[1],
-        lambda m, s, b: probe_moso(m, s, GRID, b, **QUIET),
-    ],
-    ids=["losses", "norms", "moso"],
-)
+@pytest.mark.parametrize("probe", [lambda m, s, b: probe_losses(m, s, GRID, b, **QUIET), lambda m, s, b: probe_norms(m, s, GRID, b, **QUIET)[1],
+                                   lambda m, s, b: probe_moso(m, s, GRID, b, **QUIET)], ids=["losses", "norms", "moso"])
 @pytest.mark.parametrize("labels", [True, False])
 def test_batch_size_and_order_do_not_matter(probe, labels):
     m, s = model(num_classes=3 if labels else 0), samples(labels=labels)
@@ -88,9 +77,7 @@ def test_probing_does_not_disturb_the_model():
     m, s = model(), samples()
     before = {k: v.clone() for k, v in m.state_dict().items()}
     torch.manual_seed(3); state = torch.get_rng_state()
-    probe_losses(m, s, GRID, **QUIET)
-    probe_norms(m, s, GRID, **QUIET)
-    probe_moso(m, s, GRID, **QUIET)
+    for probe in (probe_losses, probe_norms, probe_moso): probe(m, s, GRID, **QUIET)
     probe_norms(m, s, GRID, dtype=torch.bfloat16, **QUIET)
     assert all(torch.equal(v, before[k]) for k, v in m.state_dict().items()) and torch.equal(torch.get_rng_state(), state)
     assert all(p.grad is None for p in m.parameters()) and m.final_layer.linear.weight.requires_grad
