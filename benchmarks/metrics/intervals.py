@@ -7,7 +7,8 @@
 Each method has a process of its own with one thread, and within a round they run in turn. A ratio is taken within a round; the table
 gives its median and range over the rounds. The moments and radii of the real features are computed beforehand and given to both commits.
 torch-fidelity computes fewer metrics (no density, coverage, Vendi score, FD∞). It is run on halves of the generated features,
-`--peer-draws` of them, scaled to all draws; the real statistics of its Fréchet distance are given too. Memory is the peak of the whole process.
+`--peer-draws` of them, scaled to all draws; the real statistics of its Fréchet distance are given too. Memory is the peak of the
+whole process.
 Results are written to benchmarks/metrics/results/intervals.json.
 """
 import argparse
