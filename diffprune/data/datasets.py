@@ -155,7 +155,7 @@ def dataset_config(
     if size < 1: raise ValueError(f"image_size={size}: it must be at least 1")
     return DataConfig(name, int(size), None if root is None else str(root), {**spec.options, **options}, store)
 
-# %% ../../nbs/data/04_datasets.ipynb #c2759e80
+# %% ../../nbs/data/04_datasets.ipynb #cell-17
 def write_samples(
     folder,  # where the split is written
     ids,  # (N,) strings, unique
