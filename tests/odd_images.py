@@ -1,4 +1,5 @@
-"""Image files that Pillow cannot write, or writes in one way only, and what their pixels are by formulas of our own (no conversion by Pillow)."""
+"""Image files that Pillow cannot write, or writes in one way only, and what their pixels are by formulas of our own (no conversion by
+Pillow)."""
 import io
 import struct
 import zlib
@@ -29,7 +30,13 @@ def png(values, bits, colour, **chunks):
     h, w = values.shape[:2]
     rows = b"".join(b"\0" + row for row in packed(values.reshape(h, -1), bits))
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", w, h, bits, colour, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + b"".join(chunk(k.encode(), v) for k, v in chunks.items()) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + head
+        + b"".join(chunk(k.encode(), v) for k, v in chunks.items())
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 def tiff(data, bits, photometric, order="<", size=(4, 4), **more):
@@ -58,7 +65,9 @@ def from_cmyk(v): return (255 - v[..., :3]) * (255 - v[..., 3:]) / 255
 
 def from_ycc(v):
     y, cb, cr = (v[..., i].astype(float) for i in range(3))
-    return np.clip(np.stack([y + 1.402 * (cr - 128), y - 0.344136 * (cb - 128) - 0.714136 * (cr - 128), y + 1.772 * (cb - 128)], -1), 0, 255)
+    return np.clip(
+        np.stack([y + 1.402 * (cr - 128), y - 0.344136 * (cb - 128) - 0.714136 * (cr - 128), y + 1.772 * (cb - 128)], -1), 0, 255
+    )
 
 
 def from_lab(v):
@@ -92,13 +101,21 @@ def png_cells():
         v = RAMP % 2 if bits == 1 else RAMP % 4 if bits == 2 else RAMP if bits == 4 else V8 if bits == 8 else RAMP * 4321
         yield f"PNG grey {bits}", png(v, bits, 0), grey(v * 255 / top)
         clear = int(v[0, 1])
-        yield f"PNG grey {bits} with a transparent value", png(v, bits, 0, tRNS=struct.pack(">H", clear)), grey(np.where(v == clear, 255, v * 255 / top))
+        yield (
+            f"PNG grey {bits} with a transparent value",
+            png(v, bits, 0, tRNS=struct.pack(">H", clear)),
+            grey(np.where(v == clear, 255, v * 255 / top)),
+        )
     for bits in (1, 2, 4, 8):
         v, colours = RAMP % min(2**bits, N), PALETTE[:2**bits].astype(np.uint8)
         yield f"PNG palette {bits}", png(v, bits, 3, PLTE=colours.tobytes()), colours[v]
         for alphas in ([255, 0], [10, 128]):
             a = np.full(N, 255); a[:2] = alphas
-            yield f"PNG palette {bits}, alpha {alphas}", png(v, bits, 3, PLTE=colours.tobytes(), tRNS=bytes(alphas)), on_white(colours[v], a[v])
+            yield (
+                f"PNG palette {bits}, alpha {alphas}",
+                png(v, bits, 3, PLTE=colours.tobytes(), tRNS=bytes(alphas)),
+                on_white(colours[v], a[v]),
+            )
     for bits in (8, 16):
         scale, eight = (1, lambda v: v) if bits == 8 else (251, lambda v: v >> 8)  # the high byte of 16 bits
         c, a, g = COLOUR * scale, ALPHA * scale, V8 * scale
@@ -107,7 +124,11 @@ def png_cells():
         yield f"PNG RGBA {bits}", png(np.dstack([c, a]), bits, 6), on_white(eight(c), eight(a))
         clear = c[0, 1]
         seen = np.where((c == clear).all(-1, keepdims=True), 255, c)
-        yield f"PNG RGB {bits} with a transparent colour", png(c, bits, 2, tRNS=struct.pack(">3H", *clear)), seen if bits == 8 else "transparent colour"
+        yield (
+            f"PNG RGB {bits} with a transparent colour",
+            png(c, bits, 2, tRNS=struct.pack(">3H", *clear)),
+            seen if bits == 8 else "transparent colour",
+        )
 
 
 def tiff_cells():
@@ -118,7 +139,11 @@ def tiff_cells():
             seen = lambda v, photometric=photometric: grey(255 - v if photometric == 0 else v)
             for bits in (1, 2, 4):
                 v = RAMP % 2**bits
-                yield f"TIFF {name} grey {bits}, photometric {photometric}", tiff(b"".join(packed(v, bits)), [bits], photometric, order), seen(v * 255 / (2**bits - 1))
+                yield (
+                    f"TIFF {name} grey {bits}, photometric {photometric}",
+                    tiff(b"".join(packed(v, bits)), [bits], photometric, order),
+                    seen(v * 255 / (2**bits - 1)),
+                )
             yield f"TIFF {name} grey 8, photometric {photometric}", tiff(one(V8), [8], photometric, order), seen(V8)
             known = order == "<" or photometric == 1  # Pillow has no entry for the fourth kind
             wide = tiff(two(RAMP * 4321), [16], photometric, order)
@@ -126,22 +151,46 @@ def tiff_cells():
         v12 = RAMP * 273
         twelve = b"".join(bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255]) for a, b in v12.reshape(-1, 2).tolist())
         yield f"TIFF {name} grey 12", tiff(twelve, [12], 1, order), grey(v12 / 4095 * 255) if order == "<" else UNKNOWN
-        for bits, format, reason in ((8, 2, SIGNED), (16, 2, SIGNED), (32, 2, SIGNED), (32, 1, WIDE if order == "<" else UNKNOWN), (16, 3, UNKNOWN), (32, 3, FLOATS), (64, 3, UNKNOWN)):
+        for bits, format, reason in (
+            (8, 2, SIGNED),
+            (16, 2, SIGNED),
+            (32, 2, SIGNED),
+            (32, 1, WIDE if order == "<" else UNKNOWN),
+            (16, 3, UNKNOWN),
+            (32, 3, FLOATS),
+            (64, 3, UNKNOWN),
+        ):
             kind = f"{order}{'?uif'[format]}{bits // 8}"
             yield f"TIFF {name} {kind[1:]}", tiff(RAMP.astype(kind).tobytes(), [bits], 1, order, t339=(format,)), reason
         alpha = {0: lambda c, a: c, 1: lambda c, a: c + 255 - a[..., None], 2: on_white}  # unspecified, premultiplied, straight
         for extra, seen in alpha.items():
             low = V8 * ALPHA // 255 if extra == 1 else V8
             colours = COLOUR * ALPHA[..., None] // 255 if extra == 1 else COLOUR
-            yield f"TIFF {name} grey and alpha, extra {extra}", tiff(one(np.dstack([low, ALPHA])), [8, 8], 1, order, t338=(extra,)), seen(grey(low), ALPHA)
-            yield f"TIFF {name} RGBA 8, extra {extra}", tiff(one(np.dstack([colours, ALPHA])), [8] * 4, 2, order, t338=(extra,)), seen(colours, ALPHA)
-            yield f"TIFF {name} RGBA 16, extra {extra}", tiff(two(np.dstack([colours, ALPHA]) * 257), [16] * 4, 2, order, t338=(extra,)), seen(colours, ALPHA)
+            yield (
+                f"TIFF {name} grey and alpha, extra {extra}",
+                tiff(one(np.dstack([low, ALPHA])), [8, 8], 1, order, t338=(extra,)),
+                seen(grey(low), ALPHA),
+            )
+            yield (
+                f"TIFF {name} RGBA 8, extra {extra}",
+                tiff(one(np.dstack([colours, ALPHA])), [8] * 4, 2, order, t338=(extra,)),
+                seen(colours, ALPHA),
+            )
+            yield (
+                f"TIFF {name} RGBA 16, extra {extra}",
+                tiff(two(np.dstack([colours, ALPHA]) * 257), [16] * 4, 2, order, t338=(extra,)),
+                seen(colours, ALPHA),
+            )
         yield f"TIFF {name} grey and alpha 16", tiff(two(np.dstack([V8, ALPHA]) * 257), [16] * 2, 1, order, t338=(2,)), UNKNOWN
         yield f"TIFF {name} RGB 8", tiff(one(COLOUR), [8] * 3, 2, order), COLOUR
         yield f"TIFF {name} RGB 16", tiff(two(COLOUR * 251), [16] * 3, 2, order), COLOUR * 251 >> 8
         yield f"TIFF {name} palette 4", tiff(b"".join(packed(RAMP, 4)), [4], 3, order, t320=MAP), PALETTE[RAMP]
         yield f"TIFF {name} palette 8", tiff(one(RAMP), [8], 3, order, t320=MAP8), PALETTE[RAMP]
-        yield f"TIFF {name} palette and alpha", tiff(one(np.dstack([RAMP, ALPHA])), [8, 8], 3, order, t338=(2,), t320=MAP8), on_white(PALETTE[RAMP], ALPHA)
+        yield (
+            f"TIFF {name} palette and alpha",
+            tiff(one(np.dstack([RAMP, ALPHA])), [8, 8], 3, order, t338=(2,), t320=MAP8),
+            on_white(PALETTE[RAMP], ALPHA),
+        )
         four = np.dstack([COLOUR, ALPHA])
         yield f"TIFF {name} CMYK 8", tiff(one(four), [8] * 4, 5, order), from_cmyk(four)
         yield f"TIFF {name} CMYK 16", tiff(two(four * 257), [16] * 4, 5, order), from_cmyk(four)
@@ -171,15 +220,27 @@ def written_cells():
     palette = pillow(RAMP.astype(np.uint8), "P"); palette.putpalette(PALETTE.astype(np.uint8).tobytes())
     premultiplied = b(COLOUR * ALPHA[..., None] // 255, ALPHA)
     modes = {  # mode -> image, its pixels
-        "1": (Image.fromarray(RAMP % 2 == 1), grey(RAMP % 2 * 255)), "L": (pillow(V8.astype(np.uint8), "L"), grey(V8)), "P": (palette, PALETTE[RAMP]),
-        "LA": (pillow(b(V8, ALPHA), "LA"), on_white(grey(V8), ALPHA)), "RGB": (pillow(b(COLOUR), "RGB"), COLOUR),
-        "RGBA": (pillow(b(COLOUR, ALPHA), "RGBA"), on_white(COLOUR, ALPHA)), "RGBX": (pillow(b(COLOUR, ALPHA), "RGBX"), COLOUR),
-        "RGBa": (pillow(premultiplied, "RGBa"), premultiplied[..., :3] + 255.0 - ALPHA[..., None]), "La": (pillow(b(V8 * ALPHA // 255, ALPHA), "La"), None),
-        "CMYK": (pillow(b(COLOUR, ALPHA), "CMYK"), from_cmyk(np.dstack([COLOUR, ALPHA]))), "YCbCr": (pillow(b(COLOUR), "YCbCr"), from_ycc(COLOUR)),
-        "LAB": (pillow(LAB, "LAB"), from_lab(LAB)), "HSV": (pillow(b(COLOUR), "HSV"), from_hsv(COLOUR)),
-        "I": (pillow((RAMP * 4321).astype("<i4"), "I"), None), "F": (pillow(floats, "F"), None), "I;16": (pillow(wide, "I;16"), grey(wide / 257)),
-        "I;16B": (pillow(wide.astype(">u2"), "I;16B"), grey(wide / 257)), "I;16L": (pillow(wide, "I;16L"), grey(wide / 257)),
-        "I;16N": (pillow(wide, "I;16N"), grey(wide / 257)), "PA": (pillow(b(RAMP, ALPHA), "PA"), on_white(PALETTE[RAMP], ALPHA))}
+        "1": (Image.fromarray(RAMP % 2 == 1), grey(RAMP % 2 * 255)),
+        "L": (pillow(V8.astype(np.uint8), "L"), grey(V8)),
+        "P": (palette, PALETTE[RAMP]),
+        "LA": (pillow(b(V8, ALPHA), "LA"), on_white(grey(V8), ALPHA)),
+        "RGB": (pillow(b(COLOUR), "RGB"), COLOUR),
+        "RGBA": (pillow(b(COLOUR, ALPHA), "RGBA"), on_white(COLOUR, ALPHA)),
+        "RGBX": (pillow(b(COLOUR, ALPHA), "RGBX"), COLOUR),
+        "RGBa": (pillow(premultiplied, "RGBa"), premultiplied[..., :3] + 255.0 - ALPHA[..., None]),
+        "La": (pillow(b(V8 * ALPHA // 255, ALPHA), "La"), None),
+        "CMYK": (pillow(b(COLOUR, ALPHA), "CMYK"), from_cmyk(np.dstack([COLOUR, ALPHA]))),
+        "YCbCr": (pillow(b(COLOUR), "YCbCr"), from_ycc(COLOUR)),
+        "LAB": (pillow(LAB, "LAB"), from_lab(LAB)),
+        "HSV": (pillow(b(COLOUR), "HSV"), from_hsv(COLOUR)),
+        "I": (pillow((RAMP * 4321).astype("<i4"), "I"), None),
+        "F": (pillow(floats, "F"), None),
+        "I;16": (pillow(wide, "I;16"), grey(wide / 257)),
+        "I;16B": (pillow(wide.astype(">u2"), "I;16B"), grey(wide / 257)),
+        "I;16L": (pillow(wide, "I;16L"), grey(wide / 257)),
+        "I;16N": (pillow(wide, "I;16N"), grey(wide / 257)),
+        "PA": (pillow(b(RAMP, ALPHA), "PA"), on_white(PALETTE[RAMP], ALPHA)),
+    }
     modes["PA"][0].putpalette(PALETTE.astype(np.uint8).tobytes())
     assert set(modes) == set(Image.MODES)
     lossless = dict(PNG={}, TIFF={}, WEBP=dict(lossless=True, exact=True), PPM={}, GIF={})
@@ -194,7 +255,8 @@ def written_cells():
             if mode[0] in "IF" and container in ("WEBP", "AVIF", "GIF"):  # Pillow clips while it writes
                 wanted = grey(np.clip(floats if mode == "F" else wide, 0, 255))
             if mode in ("HSV", "LAB", "YCbCr"): tolerance += 3
-            if (mode, container) in (("LA", "GIF"), ("RGBA", "GIF"), ("RGBA", "PPM"), ("PA", "WEBP"), ("PA", "AVIF")): continue  # Pillow drops or thresholds alpha while it writes
+            # Pillow drops or thresholds alpha while it writes
+            if (mode, container) in (("LA", "GIF"), ("RGBA", "GIF"), ("RGBA", "PPM"), ("PA", "WEBP"), ("PA", "AVIF")): continue
             yield f"{container} from mode {mode}", data, wanted, tolerance
 
 

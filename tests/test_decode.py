@@ -16,7 +16,17 @@ from odd_images import cells, encoded
 from PIL import Image, ImageFile, features
 
 from diffprune.data.decode import (
-    Decoded, Records, center_crop, decode_bytes, decode_records, drop_rows, image_formats, named_like_image, read_journal, to_array, to_rgb,
+    Decoded,
+    Records,
+    center_crop,
+    decode_bytes,
+    decode_records,
+    drop_rows,
+    image_formats,
+    named_like_image,
+    read_journal,
+    to_array,
+    to_rgb,
 )
 
 GRADIENT = np.tile(np.linspace(0, 255, 32).astype(np.uint8), (24, 1))  # 24 high, 32 wide
@@ -59,11 +69,17 @@ def test_the_table_of_modes_is_complete():
 
 
 def test_the_list_of_extensions_holds_what_can_be_opened():
-    assert all(named_like_image(f"a{e}") for e in (".png", ".jpg", ".jpeg", ".JPEG", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".pgm", ".ppm", ".ico", ".tga", ".mpo"))
+    assert all(
+        named_like_image(f"a{e}")
+        for e in (".png", ".jpg", ".jpeg", ".JPEG", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".pgm", ".ppm", ".ico", ".tga", ".mpo")
+    )
     assert named_like_image("a.avif") == features.check("avif") and named_like_image("a.jp2") == features.check("jpg_2000")
-    stubs = [name for name, (factory, _) in Image.OPEN.items() if isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile)]
+    stubs = [
+        name for name, (factory, _) in Image.OPEN.items() if isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile)
+    ]
     assert {"HDF5", "GRIB", "BUFR"} <= set(stubs) and not set(stubs) & set(image_formats())
-    for e in (".pdf", ".h5", ".hdf", ".mpg", ".mpeg", ".eps", ".ps", ".palm", ".wmf", ".grib", ".txt", ".json", ""): assert not named_like_image("a" + e)
+    for e in (".pdf", ".h5", ".hdf", ".mpg", ".mpeg", ".eps", ".ps", ".palm", ".wmf", ".grib", ".txt", ".json", ""):
+        assert not named_like_image("a" + e)
 
 
 WRITABLE = sorted(f for f in image_formats() if f in Image.SAVE)
@@ -87,7 +103,9 @@ def test_a_plugin_that_registers_a_format_is_asked(monkeypatch):
     class Own(ImageFile.ImageFile):
         format, format_description = "OWN", "a picture of one pixel"
         def _open(self): self._mode, self._size, self.tile = "L", (1, 1), [ImageFile._Tile("raw", (0, 0, 1, 1), 3, "L")]
-    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN)); monkeypatch.setattr(Image, "ID", list(Image.ID)); monkeypatch.setattr(Image, "EXTENSION", dict(Image.EXTENSION))
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    monkeypatch.setattr(Image, "EXTENSION", dict(Image.EXTENSION))
     Image.register_open("OWN", Own, lambda prefix: prefix.startswith(b"OWN")); Image.register_extension("OWN", ".own")
     assert named_like_image("a.own") and decode_bytes(b"OWN\x09", None)[0].ravel().tolist() == [9, 9, 9]
 
@@ -120,8 +138,16 @@ TURNS = {1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4:
 
 
 @pytest.mark.parametrize("orientation", TURNS)
-@pytest.mark.parametrize("format,options,tolerance", [("PNG", {}, 0), ("TIFF", {}, 0), ("WEBP", dict(lossless=True), 0), ("JPEG", dict(quality=100, subsampling=0), 4),
-                                                      ("AVIF", dict(quality=100, subsampling="4:4:4"), 6)])
+@pytest.mark.parametrize(
+    "format,options,tolerance",
+    [
+        ("PNG", {}, 0),
+        ("TIFF", {}, 0),
+        ("WEBP", dict(lossless=True), 0),
+        ("JPEG", dict(quality=100, subsampling=0), 4),
+        ("AVIF", dict(quality=100, subsampling="4:4:4"), 6),
+    ],
+)
 def test_exif_rotation_is_applied_in_every_container(format, options, tolerance, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -139,10 +165,18 @@ PNG = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64,
 BOMB = bytearray(encoded(Image.new("1", (8, 8)), "PNG"))
 BOMB[16:24] = (30000).to_bytes(4, "big") * 2  # a header that claims 900 million pixels
 BAD = {
-    "empty": b"", "text": b"hello, I am no picture", "svg": b'<svg xmlns="http://www.w3.org/2000/svg"/>', "zip": b"PK\x03\x04" + b"\0" * 100,
-    "jpeg cut in half": JPEG[:len(JPEG) // 2], "png cut in half": PNG[:len(PNG) // 2], "jpeg header only": JPEG[:200], "png header only": PNG[:30],
-    "claims to be enormous": bytes(BOMB), "float tiff": encoded(Image.fromarray(GRADIENT.astype(np.float32)), "TIFF"),
-    "32-bit integers": encoded(Image.fromarray(GRADIENT.astype(np.int32)), "TIFF"), "a strip": encoded(Image.new("L", (60000, 1)), "PNG"),
+    "empty": b"",
+    "text": b"hello, I am no picture",
+    "svg": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+    "zip": b"PK\x03\x04" + b"\0" * 100,
+    "jpeg cut in half": JPEG[: len(JPEG) // 2],
+    "png cut in half": PNG[: len(PNG) // 2],
+    "jpeg header only": JPEG[:200],
+    "png header only": PNG[:30],
+    "claims to be enormous": bytes(BOMB),
+    "float tiff": encoded(Image.fromarray(GRADIENT.astype(np.float32)), "TIFF"),
+    "32-bit integers": encoded(Image.fromarray(GRADIENT.astype(np.int32)), "TIFF"),
+    "a strip": encoded(Image.new("L", (60000, 1)), "PNG"),
     "could not be read": PermissionError(13, "Permission denied"),
 }
 
@@ -161,7 +195,12 @@ WHOLE = [JPEG, PNG, *(data for name, data, seen, _ in CELLS if not isinstance(se
 def test_damaged_files_have_pixels_or_a_reason(base, place, junk, how):
     "Under `make fuzz`, DIFFPRUNE_FUZZ says how many files. A crash of a decoder would end the whole test run."
     at = int(place * len(base))
-    damaged = dict(cut=base[:at], overwrite=base[:at] + junk + base[at + len(junk):], insert=base[:at] + junk + base[at:], remove=base[:at] + base[at + len(junk):])[how]
+    damaged = dict(
+        cut=base[:at],
+        overwrite=base[:at] + junk + base[at + len(junk) :],
+        insert=base[:at] + junk + base[at:],
+        remove=base[:at] + base[at + len(junk) :],
+    )[how]
     out, facts = decode_bytes(damaged, 16)
     assert (out is None) == bool(facts["reason"]) and facts["sha256"]
     assert out is None or out.shape == (3, 16, 16) and out.dtype == np.uint8
@@ -312,7 +351,8 @@ def test_work_continues_after_a_torn_journal_line(tmp_path):
 
 
 def test_nothing_readable_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="none of 2 images could be read.*r000: not an image"): decode_records(tmp_path, records([b"x", b""]), 8)
+    with pytest.raises(ValueError, match="none of 2 images could be read.*r000: not an image"):
+        decode_records(tmp_path, records([b"x", b""]), 8)
     with pytest.raises(ValueError, match="no images"): decode_records(tmp_path, records([]), 8)
 
 

@@ -51,7 +51,9 @@ def read(tmp_path, *members, image=""):
     write_tar(tmp_path/"s.tar", members)
     reds, manifest = decoded(tmp_path, tar_records(tmp_path, ["s.tar"], image))
     bad = manifest["reason"] != ""
-    return dict(zip(manifest["path"][~bad].str[6:], zip(reds, manifest["label"][~bad]))), dict(zip(manifest["path"][bad].str[6:], manifest["reason"][bad]))
+    return dict(zip(manifest["path"][~bad].str[6:], zip(reds, manifest["label"][~bad]))), dict(
+        zip(manifest["path"][bad].str[6:], manifest["reason"][bad])
+    )
 
 
 # what the format's reader reads, and what it loses
@@ -66,18 +68,35 @@ def test_every_tar_format(tmp_path, format):
 
 
 def test_dots_in_base_names_keep_their_labels(tmp_path):
-    good, bad = read(tmp_path, ("scale0.5_0.png", png(1)), ("scale0.5_0.cls", b"4"), ("scale0.5_1.png", png(2)), ("scale0.5_1.cls", b"5"),
-                     ("scale0.5_1.mask.png", png(9)), ("v1.0/a.left.png", png(3)), ("v1.0/a.cls", b"6"), ("v1.0/b.png", png(4)), ("v1.0/b.json", b"{}"))
+    good, bad = read(
+        tmp_path,
+        ("scale0.5_0.png", png(1)),
+        ("scale0.5_0.cls", b"4"),
+        ("scale0.5_1.png", png(2)),
+        ("scale0.5_1.cls", b"5"),
+        ("scale0.5_1.mask.png", png(9)),
+        ("v1.0/a.left.png", png(3)),
+        ("v1.0/a.cls", b"6"),
+        ("v1.0/b.png", png(4)),
+        ("v1.0/b.json", b"{}"),
+    )
     assert good == {"scale0.5_0.png": (1, 4), "scale0.5_1.png": (2, 5), "v1.0/a.left.png": (3, 6), "v1.0/b.png": (4, -1)} and not bad
 
 
 def test_dotted_names_without_labels_are_samples_of_their_own(tmp_path):
-    good, bad = read(tmp_path, *((f"scale{s}_{i}.png", png(10 * i + j)) for i in range(2) for j, s in enumerate(("0.5", "1.5"))), ("0.5/x.png", png(99)))
-    assert good == {f"scale{s}_{i}.png": (10 * i + j, -1) for i in range(2) for j, s in enumerate(("0.5", "1.5"))} | {"0.5/x.png": (99, -1)} and not bad
+    good, bad = read(
+        tmp_path, *((f"scale{s}_{i}.png", png(10 * i + j)) for i in range(2) for j, s in enumerate(("0.5", "1.5"))), ("0.5/x.png", png(99))
+    )
+    assert (
+        good == {f"scale{s}_{i}.png": (10 * i + j, -1) for i in range(2) for j, s in enumerate(("0.5", "1.5"))} | {"0.5/x.png": (99, -1)}
+        and not bad
+    )
 
 
 def test_a_second_image_is_ignored_and_that_is_said(tmp_path, caplog):
-    members = [(f"{i:03d}.{e}", d) for i in range(4) for e, d in (("jpg", png(i)), ("mask.png", png(100 + i)), ("cls", str(i % 2).encode()))]
+    members = [
+        (f"{i:03d}.{e}", d) for i in range(4) for e, d in (("jpg", png(i)), ("mask.png", png(100 + i)), ("cls", str(i % 2).encode()))
+    ]
     good, bad = read(tmp_path, *members)
     assert good == {f"{i:03d}.jpg": (i, i % 2) for i in range(4)} and not bad
     assert "4 further images of the samples are ignored (fields mask.png)" in caplog.text
@@ -85,7 +104,8 @@ def test_a_second_image_is_ignored_and_that_is_said(tmp_path, caplog):
     assert records.ignored == [(f"s.tar/{i:03d}.mask.png", "another image of its sample") for i in range(4)]
     for image in ("mask.png", "mask", ".mask.png", "depth;mask"):
         assert read(tmp_path, *members, image=image)[0] == {f"{i:03d}.mask.png": (100 + i, i % 2) for i in range(4)}, image
-    with pytest.raises(ValueError, match="no sample has an image in field 'photo': choose from jpg, mask.png"): tar_records(tmp_path, ["s.tar"], "photo")
+    with pytest.raises(ValueError, match="no sample has an image in field 'photo': choose from jpg, mask.png"):
+        tar_records(tmp_path, ["s.tar"], "photo")
 
 
 def test_a_mask_alone_is_no_image(tmp_path):
@@ -95,8 +115,12 @@ def test_a_mask_alone_is_no_image(tmp_path):
 
 def test_several_images_that_nothing_tells_apart_are_refused(tmp_path):
     write_tar(tmp_path/"s.tar", [("0.jpg", png(1)), ("0.png", png(2)), ("1.png", png(3))])
-    with pytest.raises(ValueError, match=r"s\.tar: sample '0' has several images, jpg, png: choose with image='jpg', or image='jpg;png'"): tar_records(tmp_path, ["s.tar"])
-    assert read(tmp_path, ("0.jpg", png(1)), ("0.png", png(2)), ("1.png", png(3)), image="jpg;png")[0] == {"0.jpg": (1, -1), "1.png": (3, -1)}
+    with pytest.raises(ValueError, match=r"s\.tar: sample '0' has several images, jpg, png: choose with image='jpg', or image='jpg;png'"):
+        tar_records(tmp_path, ["s.tar"])
+    assert read(tmp_path, ("0.jpg", png(1)), ("0.png", png(2)), ("1.png", png(3)), image="jpg;png")[0] == {
+        "0.jpg": (1, -1),
+        "1.png": (3, -1),
+    }
     stereo = [(f"{i}.{side}.jpg", png(10 * i + k)) for i in range(2) for k, side in enumerate(("left", "right"))]
     with pytest.raises(ValueError, match="several images, left.jpg, right.jpg"): read(tmp_path, *stereo, ("0.cls", b"0"))
     assert read(tmp_path, *stereo, image="right")[0] == {"0.right.jpg": (1, -1), "1.right.jpg": (11, -1)}
@@ -111,15 +135,32 @@ def test_one_bad_label_takes_out_its_own_sample_only(tmp_path, caplog):
 
 
 def test_links(tmp_path):
-    good, bad = read(tmp_path, ("0.png", png(1)), ("0.cls", b"2"), ("a/1.png", link("../0.png")), ("a/1.cls", link("0.cls", tarfile.LNKTYPE)), ("2.png", link("3.png")),
-                     ("3.png", link("0.png", tarfile.LNKTYPE)), ("4.png", link("../../etc/hosts")), ("5.png", link("5.png")), ("6.png", link("/etc/hosts")),
-                     ("7.png", png(7)), ("7.cls", link("nowhere.cls")))
+    good, bad = read(
+        tmp_path,
+        ("0.png", png(1)),
+        ("0.cls", b"2"),
+        ("a/1.png", link("../0.png")),
+        ("a/1.cls", link("0.cls", tarfile.LNKTYPE)),
+        ("2.png", link("3.png")),
+        ("3.png", link("0.png", tarfile.LNKTYPE)),
+        ("4.png", link("../../etc/hosts")),
+        ("5.png", link("5.png")),
+        ("6.png", link("/etc/hosts")),
+        ("7.png", png(7)),
+        ("7.cls", link("nowhere.cls")),
+    )
     assert good == {"0.png": (1, 2), "a/1.png": (1, 2), "2.png": (1, -1), "3.png": (1, -1)}
-    assert set(bad) == {"4.png", "5.png", "6.png", "7.png"} and all("which is no file of this shard" in r for r in bad.values()) and "label" in bad["7.png"]
+    assert (
+        set(bad) == {"4.png", "5.png", "6.png", "7.png"}
+        and all("which is no file of this shard" in r for r in bad.values())
+        and "label" in bad["7.png"]
+    )
 
 
 def test_a_hard_link_means_the_member_before_it(tmp_path):
-    good, _ = read(tmp_path, ("0.png", png(1)), ("x.png", link("0.png", tarfile.LNKTYPE)), ("0.png", png(2)), ("y.png", link("0.png", tarfile.LNKTYPE)))
+    good, _ = read(
+        tmp_path, ("0.png", png(1)), ("x.png", link("0.png", tarfile.LNKTYPE)), ("0.png", png(2)), ("y.png", link("0.png", tarfile.LNKTYPE))
+    )
     assert good == {"0.png": (1, -1), "x.png": (1, -1), "0.png#2": (2, -1), "y.png": (2, -1)}
 
 
@@ -131,19 +172,36 @@ def test_names_that_come_again(tmp_path):
 
 
 def test_members_of_a_sample_may_lie_apart(tmp_path):
-    assert read(tmp_path, *((f"{i}.png", png(i)) for i in range(5)), *((f"{i}.cls", str(i).encode()) for i in range(5)))[0] == {f"{i}.png": (i, i) for i in range(5)}
+    assert read(tmp_path, *((f"{i}.png", png(i)) for i in range(5)), *((f"{i}.cls", str(i).encode()) for i in range(5)))[0] == {
+        f"{i}.png": (i, i) for i in range(5)
+    }
 
 
 def test_a_sample_ends_with_its_shard(tmp_path):
     write_tar(tmp_path/"a.tar", [("0.png", png(1)), ("0.cls", b"1"), ("1.png", png(2))])
     write_tar(tmp_path/"b.tar", [("1.cls", b"2"), ("2.png", png(3)), ("2.cls", b"2")])
     reds, manifest = decoded(tmp_path, tar_records(tmp_path, ["a.tar", "b.tar"]))
-    assert reds == [1, 2, 3] and manifest["label"].tolist() == [1, -1, -1, 2] and manifest["reason"].tolist() == ["", "", "a label without an image", ""]
+    assert (
+        reds == [1, 2, 3]
+        and manifest["label"].tolist() == [1, -1, -1, 2]
+        and manifest["reason"].tolist() == ["", "", "a label without an image", ""]
+    )
 
 
 def test_what_is_no_image_is_listed_as_ignored(tmp_path):
-    write_tar(tmp_path/"s.tar", [("0.png", png(1)), ("0.json", b"{}"), ("0.txt", b"x"), ("._0.png", b"mac"), ("__meta__/1.png", png(2)), ("README", b"x"),
-                                 ("features.h5", b"\x89HDF"), ("licence.pdf", b"%PDF")])
+    write_tar(
+        tmp_path / "s.tar",
+        [
+            ("0.png", png(1)),
+            ("0.json", b"{}"),
+            ("0.txt", b"x"),
+            ("._0.png", b"mac"),
+            ("__meta__/1.png", png(2)),
+            ("README", b"x"),
+            ("features.h5", b"\x89HDF"),
+            ("licence.pdf", b"%PDF"),
+        ],
+    )
     records = tar_records(tmp_path, ["s.tar"])
     assert records.ids == ["s.tar/0.png"] and dict(records.ignored) == {
         "s.tar/0.json": "no image", "s.tar/0.txt": "no image", "s.tar/._0.png": "hidden", "s.tar/__meta__/1.png": "metadata of the shard",
@@ -171,8 +229,15 @@ def test_damaged_tars_are_reported_and_the_rest_is_read(tmp_path):
     reds, manifest = decoded(tmp_path, tar_records(tmp_path, [f"{c}.tar" for c in "abcdefg"]))
     assert reds == [1, 2, 1, 1, 1, 2]
     bad = manifest[manifest["reason"] != ""]
-    assert bad["id"].tolist() == ["b.tar/1.png", "b.tar", "c.tar", "d.tar", "e.tar", "f.tar", "g.tar"] and bad["reason"].iloc[1:].str.contains("damaged shard").all()
-    assert "ends within it" in bad["reason"].iloc[0] and "is not understood" in bad["reason"].iloc[4] and "is not understood" in bad["reason"].iloc[5]
+    assert (
+        bad["id"].tolist() == ["b.tar/1.png", "b.tar", "c.tar", "d.tar", "e.tar", "f.tar", "g.tar"]
+        and bad["reason"].iloc[1:].str.contains("damaged shard").all()
+    )
+    assert (
+        "ends within it" in bad["reason"].iloc[0]
+        and "is not understood" in bad["reason"].iloc[4]
+        and "is not understood" in bad["reason"].iloc[5]
+    )
 
 
 def test_a_label_that_was_cut_off_is_not_taken_for_another(tmp_path):
@@ -180,7 +245,11 @@ def test_a_label_that_was_cut_off_is_not_taken_for_another(tmp_path):
     members = list_tar(tmp_path/"s.tar")[0]
     (tmp_path/"s.tar").write_bytes((tmp_path/"s.tar").read_bytes()[:members[3].offset + 1])
     records = tar_records(tmp_path, ["s.tar"])
-    assert records.labels.tolist() == [0, -1, -1] and "its label cannot be read" in str(records.where[1]) and "damaged shard" in str(records.where[2])
+    assert (
+        records.labels.tolist() == [0, -1, -1]
+        and "its label cannot be read" in str(records.where[1])
+        and "damaged shard" in str(records.where[2])
+    )
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
@@ -199,40 +268,86 @@ def test_compressed_tars(tmp_path, compress, workers):
 def test_ranges_report_a_missing_file(tmp_path):
     (tmp_path/"f").write_bytes(b"0123456789")
     got = list(read_ranges([("f", 2, 3), ("gone", 0, 1), OSError("known"), ("f", 0, 1), ("f", 8, 5)], tmp_path))
-    assert got[0] == b"234" and isinstance(got[1], FileNotFoundError) and str(got[2]) == "known" and got[3] == b"0" and "ends within" in str(got[4])
+    assert (
+        got[0] == b"234"
+        and isinstance(got[1], FileNotFoundError)
+        and str(got[2]) == "known"
+        and got[3] == b"0"
+        and "ends within" in str(got[4])
+    )
 
 
 # splits
 
-@pytest.mark.parametrize("path,split", [("train-0.tar", "train"), ("imagenet1k-validation-00.tar", "val"), ("train/valid.parquet", "val"), ("VAL/7.tar", "val"),
-                                        ("training_3.tar", "train"), ("constrain.tar", None), ("test-0.tar", "test"), ("interval.tar", None), ("Dev/0.tar", "val"),
-                                        ("data/Eval-00000-of-00002.parquet", "test"), ("TESTING/1.tar", "test"), ("latest.tar", None)])
+@pytest.mark.parametrize(
+    "path,split",
+    [
+        ("train-0.tar", "train"),
+        ("imagenet1k-validation-00.tar", "val"),
+        ("train/valid.parquet", "val"),
+        ("VAL/7.tar", "val"),
+        ("training_3.tar", "train"),
+        ("constrain.tar", None),
+        ("test-0.tar", "test"),
+        ("interval.tar", None),
+        ("Dev/0.tar", "val"),
+        ("data/Eval-00000-of-00002.parquet", "test"),
+        ("TESTING/1.tar", "test"),
+        ("latest.tar", None),
+    ],
+)
 def test_split_of_a_shard(path, split): assert shard_split(path) == split
 
 
 # against the format's own reader, and against a slow one
 
 def plain_shard(draw_order):
-    members = [m for i in draw_order for m in ((f"d{i % 2}/{i:03d}.png", png(i)), (f"d{i % 2}/{i:03d}.cls", str(i % 3).encode()), (f"d{i % 2}/{i:03d}.json", b"{}"))]
+    members = [
+        m
+        for i in draw_order
+        for m in ((f"d{i % 2}/{i:03d}.png", png(i)), (f"d{i % 2}/{i:03d}.cls", str(i % 3).encode()), (f"d{i % 2}/{i:03d}.json", b"{}"))
+    ]
     return members
 
 
 def test_valid_shards_are_read_as_webdataset_reads_them(tmp_path):
     wds = pytest.importorskip("webdataset")
     write_tar(tmp_path/"a.tar", plain_shard(range(10)))
-    write_tar(tmp_path/"b.tar", [("._x.png", b"mac"), ("__meta__/9.png", png(1)), ("README", b"x"), *plain_shard(range(10, 13)), ("n.mask.png", png(99)), ("n.png", png(50))])
-    theirs = [(s["__key__"], s["png"], s.get("cls")) for s in wds.WebDataset([str(tmp_path/"a.tar"), str(tmp_path/"b.tar")], shardshuffle=False)]
+    write_tar(
+        tmp_path / "b.tar",
+        [
+            ("._x.png", b"mac"),
+            ("__meta__/9.png", png(1)),
+            ("README", b"x"),
+            *plain_shard(range(10, 13)),
+            ("n.mask.png", png(99)),
+            ("n.png", png(50)),
+        ],
+    )
+    theirs = [
+        (s["__key__"], s["png"], s.get("cls"))
+        for s in wds.WebDataset([str(tmp_path / "a.tar"), str(tmp_path / "b.tar")], shardshuffle=False)
+    ]
     records = tar_records(tmp_path, ["a.tar", "b.tar"])
-    ours = [(name.rsplit(".", 1)[0], data, label) for name, data, label in zip(records.members, records.read(records.where), records.labels)]
+    ours = [
+        (name.rsplit(".", 1)[0], data, label) for name, data, label in zip(records.members, records.read(records.where), records.labels)
+    ]
     assert [(k, d, -1 if c is None else int(c)) for k, d, c in theirs] == ours
 
 
 PIXELS = [png(i) for i in range(40)]
-NAMES = st.builds(lambda folder, base, field: f"{folder}{base}{field}", st.sampled_from(["", "", "d/", "v1.0/"]), st.sampled_from(["0", "1", "s0.5_0", "s0.5_1", "s0", "._0", "__m__/0"]),
-                  st.sampled_from([".png", ".png", ".cls", ".cls", ".PNG", ".jpg", ".CLS", ".json", ".mask.png", ".mask.cls", ".left.jpg", "", ".", "..png"]))
+NAMES = st.builds(
+    lambda folder, base, field: f"{folder}{base}{field}",
+    st.sampled_from(["", "", "d/", "v1.0/"]),
+    st.sampled_from(["0", "1", "s0.5_0", "s0.5_1", "s0", "._0", "__m__/0"]),
+    st.sampled_from(
+        [".png", ".png", ".cls", ".cls", ".PNG", ".jpg", ".CLS", ".json", ".mask.png", ".mask.cls", ".left.jpg", "", ".", "..png"]
+    ),
+)
 LABELS = st.sampled_from([b"0", b"1", b"7\n", b"", b"cat", b"-1", b"2.5", b"-3", b"99999999999"])
 KINDS = st.sampled_from(["file"] * 12 + ["junk", "symlink", "hardlink", "folder", "pipe"])
-MEMBERS = st.lists(st.tuples(NAMES, KINDS, LABELS, st.one_of(st.integers(0, 13), st.integers(0, 13), NAMES)), max_size=14)  # a number: a link to that member
+# a number: a link to that member
+MEMBERS = st.lists(st.tuples(NAMES, KINDS, LABELS, st.one_of(st.integers(0, 13), st.integers(0, 13), NAMES)), max_size=14)
 
 
 def materialise(path, members):
@@ -245,7 +360,15 @@ def materialise(path, members):
             elif kind == "hardlink": info.type, info.linkname = tarfile.LNKTYPE, target
             elif kind == "folder": info.type = tarfile.DIRTYPE
             elif kind == "pipe": info.type = tarfile.FIFOTYPE
-            data = b"" if info.type != tarfile.REGTYPE else label if name.lower().endswith(".cls") else b"junk" if kind == "junk" else PIXELS[i]
+            data = (
+                b""
+                if info.type != tarfile.REGTYPE
+                else label
+                if name.lower().endswith(".cls")
+                else b"junk"
+                if kind == "junk"
+                else PIXELS[i]
+            )
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
 
@@ -257,7 +380,10 @@ def contents(path):
         data = [tar.extractfile(m).read() if m.isreg() else None for m in listed]
     norm = os.path.normpath
     for i, m in enumerate(listed):  # a hard link is the last file of that name before it
-        if m.islnk(): data[i] = next((data[j] for j in reversed(range(i)) if norm(listed[j].name) == norm(m.linkname) and not listed[j].issym()), None)
+        if m.islnk():
+            data[i] = next(
+                (data[j] for j in reversed(range(i)) if norm(listed[j].name) == norm(m.linkname) and not listed[j].issym()), None
+            )
     def final(name, trail=()):
         files = [data[j] for j, m in enumerate(listed) if norm(m.name) == name and (m.isreg() or m.islnk() and data[j] is not None)]
         if files: return files[-1]
@@ -289,7 +415,8 @@ def visible(name):
 
 
 def reference(paths):
-    "What shards hold by the rules in the notebook: {path: (red, label)}, the paths left out, the paths ignored; None if an image has to be chosen."
+    """What shards hold by the rules in the notebook: {path: (red, label)}, the paths left out, the paths ignored; None if an image has
+    to be chosen."""
     shards, good, bad, ignored = [], {}, [], []
     for path in paths:
         members, groups = contents(path), []
@@ -301,7 +428,9 @@ def reference(paths):
             key = key_of(name, names)
             field = name[len(key) + 1:].lower()
             mine = [g for g in groups if g["key"] == key]
-            if not mine or (any(f == field for f, *_ in mine[-1]["members"]) and previous != key): groups.append(dict(key=key, members=[])); mine = groups
+            if not mine or (any(f == field for f, *_ in mine[-1]["members"]) and previous != key):
+                groups.append(dict(key=key, members=[]))
+                mine = groups
             mine[-1]["members"].append((field, name, data))
             previous = key
         shards.append((path, groups))
@@ -346,7 +475,9 @@ def test_fuzzed_shards_are_read_as_a_slow_reader_reads_them(tmp_path, shards):
     assert (got, sorted(p for p, (pixels, _) in zip(records.paths, out) if pixels is None), sorted(p for p, _ in records.ignored)) == wanted
     assert all(facts["reason"] for pixels, facts in out if pixels is None)
     others = sum(not n.lower().endswith(".cls") for path in paths for n, _ in contents(path))  # nothing but labels may vanish into a sample
-    assert others == sum(not m.lower().endswith(".cls") for m in records.members) + sum(not p.lower().endswith(".cls") for p, _ in records.ignored)
+    assert others == sum(not m.lower().endswith(".cls") for m in records.members) + sum(
+        not p.lower().endswith(".cls") for p, _ in records.ignored
+    )
 
 
 def test_choices_and_groups_need_no_tar():
