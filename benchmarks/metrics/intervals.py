@@ -79,7 +79,7 @@ def peer(generated, real, logits, reference, n_draws):
         fid_statistics_to_metric(stats, known, verbose=False)
         kid_features_to_metric(half, of_real, kid_subsets=10, kid_subset_size=min(1000, len(rows), len(real)), verbose=False)
         isc_features_to_metric(torch.from_numpy(logits[rows]))
-        prc_features_to_metric(half, of_real, verbose=False)
+        prc_features_to_metric(half, of_real, save_cpu_ram=True, verbose=False)  # not all distances of the real features at once
     return {}
 
 
