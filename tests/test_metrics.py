@@ -317,6 +317,18 @@ def test_frechet_of_draws_of_few_distinct_samples():
             assert draws.distance(rows) == pytest.approx(frechet_distance(X[rows], real), rel=1e-7)
 
 
+def test_frechet_of_draws_without_the_roots_of_rounding_errors():
+    rng = np.random.default_rng(0)
+    real, X = rng.standard_normal((900, 300)), np.repeat(rng.standard_normal((30, 300)), 20, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        factor = linalg.cholesky(np.cov(real, rowvar=False), lower=True)
+        nuclear = linalg.svdvals((X - X.mean(0)) @ factor).sum() / 599**0.5
+        direct = np.sum((X.mean(0) - real.mean(0))**2) + X.var(0, ddof=1).sum() + real.var(0, ddof=1).sum() - 2 * nuclear
+        found = FrechetDraws(X, real).distance(np.arange(600))
+    assert abs(found - direct) < 1e-9 * nuclear  # the roots of 271 eigenvalues that should be zero would add more
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_intervals_on_a_gpu_equal_those_on_the_cpu():
     generated, real = spoiled("copied", 300, 400, 32, np.float32)

@@ -2,14 +2,14 @@
 
     git worktree add ../before 9328808                                            # the commit to compare with
     python benchmarks/metrics/intervals.py --base ../before                       # digits, full rank, few: some minutes
-    python benchmarks/metrics/intervals.py --base ../before --cases large --rounds 1   # half an hour, nearly all of it the base
+    python benchmarks/metrics/intervals.py --base ../before --cases large --rounds 1 --base-draws 2 8   # ten minutes and more
 
 Each method has a process of its own with one thread, and within a round they run in turn. A ratio is taken within a round; the table
 gives its median and range over the rounds. The moments and radii of the real features are computed beforehand and given to both commits.
 torch-fidelity computes fewer metrics (no density, coverage, Vendi score, FD∞). It is run on halves of the generated features,
-`--peer-draws` of them, scaled to all draws; the real statistics of its Fréchet distance are given too. Memory is the peak of the
-whole process.
-Results are written to benchmarks/metrics/results/intervals.json.
+`--peer-draws` of them, scaled to all draws; the real statistics of its Fréchet distance are given too. With `--base-draws A B` the base
+runs with A and with B draws only: the difference gives the time of a draw, and so that of all, and the values of B draws are compared.
+Memory is the peak of the whole process. Results are written to benchmarks/metrics/results/intervals.json.
 """
 import argparse
 import json
@@ -79,7 +79,7 @@ def peer(generated, real, logits, reference, n_draws):
         fid_statistics_to_metric(stats, known, verbose=False)
         kid_features_to_metric(half, of_real, kid_subsets=10, kid_subset_size=min(1000, len(rows), len(real)), verbose=False)
         isc_features_to_metric(torch.from_numpy(logits[rows]))
-        prc_features_to_metric(half, of_real, verbose=False)
+        prc_features_to_metric(half, of_real, save_cpu_ram=True, verbose=False)  # not all distances of the real features at once
     return {}
 
 
@@ -125,6 +125,17 @@ def ask(process, n_draws):
     return json.loads(process.stdout.readline())
 
 
+def ask_scaled(process, method, a):
+    "What a run with all draws takes, from one with fewer where that was asked for."
+    if method == "torch-fidelity":
+        found = ask(process, a.peer_draws)
+        return found | {key: found[key] * a.draws / a.peer_draws for key in ("cpu_s", "wall_s")}
+    if method != "base" or not a.base_draws: return ask(process, a.draws)
+    few, more = (ask(process, n) for n in sorted(a.base_draws))
+    missing = (a.draws - max(a.base_draws)) / abs(a.base_draws[1] - a.base_draws[0])
+    return more | {key: more[key] + missing * (more[key] - few[key]) for key in ("cpu_s", "wall_s")}
+
+
 def spread(values):
     return {"median": round(statistics.median(values), 2), "lowest": round(min(values), 2), "highest": round(max(values), 2)}
 
@@ -145,17 +156,17 @@ def compare(case, a):
         running, taken = {m: start(m, case, reference, tree) for m, tree in trees.items()}, {m: [] for m in trees}
         for _ in range(a.rounds):
             for m, process in running.items():
-                n = a.peer_draws if m == "torch-fidelity" else a.draws
-                found = ask(process, n)
-                for key in ("cpu_s", "wall_s"): found[key] *= a.draws / n if m == "torch-fidelity" else 1
+                found = ask_scaled(process, m, a)
                 taken[m].append(found)
                 print(f"  {case}, {m}: {found['cpu_s']:.2f} s of CPU, {found['wall_s']:.2f} s, {found['peak_gb']:.2f} GB", flush=True)
+        ours, base = taken["diffprune"][-1]["values"], taken["base"][-1]["values"]
+        if a.base_draws: ours = ask(running["diffprune"], max(a.base_draws))["values"]
         for process in running.values(): process.stdin.close(), process.wait()
-    ours, base = (taken[m][-1]["values"] for m in ("diffprune", "base"))
     gaps = {name: max(abs(x - y) for x, y in zip(ours[name], base[name])) for name in base}
     assert list(ours) == list(base)
-    return {"case": CASES[case], "draws": a.draws, "peer_draws": a.peer_draws, "rounds": a.rounds, "values": ours,
-            "largest_difference": gaps, "methods": {m: costs(rows, taken["diffprune"]) for m, rows in taken.items()}}
+    return {"case": CASES[case], "draws": a.draws, "peer_draws": a.peer_draws, "base_draws": a.base_draws or a.draws, "rounds": a.rounds,
+            "values": taken["diffprune"][-1]["values"], "largest_difference": gaps,
+            "methods": {m: costs(rows, taken["diffprune"]) for m, rows in taken.items()}}
 
 
 def processor():
@@ -183,6 +194,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--draws", type=int, default=50)
     parser.add_argument("--peer-draws", type=int, default=2, help="draws that torch-fidelity is run on")
+    parser.add_argument("--base-draws", nargs=2, type=int, help="two numbers of draws from which the base's time is scaled")
     parser.add_argument("--report", action="store_true", help="print the stored results")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     a = parser.parse_args()
