@@ -246,14 +246,9 @@ def test_missing_pot_is_named(monkeypatch):
 # What a study does: measurements and clusters first, then one path for all methods. The reference is the path that eight methods used to go
 # by themselves: their scores and groups straight into `select`.
 M = 203
-MEASURED_ARRAYS = dict(
-    losses=RNG.lognormal(size=(5, M, 2)),
-    norms=RNG.lognormal(size=(M, 2)),
-    times=np.array([0.9, 0.9]),
-    influence=RNG.normal(size=(M, 2)),
-    products=RNG.normal(size=(2, 3, M, 2)),
-    learning_rates=np.array([3e-3, 2e-3, 1e-3]),
-)
+MEASURED_ARRAYS = dict(losses=RNG.lognormal(size=(5, M, 2)), norms=RNG.lognormal(size=(M, 2)), times=np.array([0.9, 0.9]),
+                       influence=RNG.normal(size=(M, 2)), products=RNG.normal(size=(2, 3, M, 2)),
+                       learning_rates=np.array([3e-3, 2e-3, 1e-3]))
 STUDY_IDS, STUDY_LABELS = np.array([f"img/{i:04d}" for i in RNG.permutation(M)]), RNG.choice(3, M, p=[0.7, 0.25, 0.05])
 STUDY_FEATURES, SEED = RNG.normal(size=(M, 5)).astype(np.float32) + 3, 4
 

@@ -49,15 +49,9 @@ def permuted(s, order): return ProbeSet(s.latents[order], s.ids[order], None if 
 GRID = ProbeGrid((.3, .9), n_noise=2)
 QUIET = dict(progress=False)
 
-@pytest.mark.parametrize(
-    "probe",
-    [
-        lambda m, s, b: probe_losses(m, s, GRID, b, **QUIET),
-        lambda m, s, b: probe_norms(m, s, GRID, b, **QUIET)[1],
-        lambda m, s, b: probe_moso(m, s, GRID, b, **QUIET),
-    ],
-    ids=["losses", "norms", "moso"],
-)
+@pytest.mark.parametrize("probe", [lambda m, s, b: probe_losses(m, s, GRID, b, **QUIET),
+                                   lambda m, s, b: probe_norms(m, s, GRID, b, **QUIET)[1],
+                                   lambda m, s, b: probe_moso(m, s, GRID, b, **QUIET)], ids=["losses", "norms", "moso"])
 @pytest.mark.parametrize("labels", [True, False])
 def test_batch_size_and_order_do_not_matter(probe, labels):
     m, s = model(num_classes=3 if labels else 0), samples(labels=labels)

@@ -46,9 +46,8 @@ def now(): return time.perf_counter(), time.process_time()
 def spent(began, iterations):
     "Wall and processor seconds of a fit; it also finds the labels of the final centres, which is a pass more than it has iterations."
     wall, cpu = (b - a for a, b in zip(began, now()))
-    return dict(
-        seconds_fit=wall, cpu_seconds_fit=cpu, seconds_an_iteration=wall / (iterations + 1), cpu_seconds_an_iteration=cpu / (iterations + 1)
-    )
+    return dict(seconds_fit=wall, cpu_seconds_fit=cpu, seconds_an_iteration=wall / (iterations + 1),
+                cpu_seconds_an_iteration=cpu / (iterations + 1))
 
 
 def ours(X, k, iterations):
@@ -109,16 +108,9 @@ def main():
     n, d, k = SIZES[args.size]
     path = Path(__file__).parent / "results" / f"{args.size}.json"
     results = json.loads(path.read_text()) if path.is_file() else {}
-    results |= dict(
-        samples=n,
-        features=d,
-        clusters=k,
-        threads=args.threads,
-        machine=platform.machine(),
-        commit=subprocess.run(
-            ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"], capture_output=True, text=True
-        ).stdout.strip(),
-    )
+    describe = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"]
+    commit = subprocess.run(describe, capture_output=True, text=True).stdout.strip()
+    results |= dict(samples=n, features=d, clusters=k, threads=args.threads, machine=platform.machine(), commit=commit)
     for name in args.parts:
         env = dict(os.environ, OMP_NUM_THREADS=str(args.threads), OPENBLAS_NUM_THREADS=str(args.threads))
         load = os.getloadavg()[0]

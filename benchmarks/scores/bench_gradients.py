@@ -120,8 +120,7 @@ def forward_mode_compiled(model, args, along=None, fused=None):
 
 @torch.no_grad()
 def matrix_products(model, args, along, tokens):
-    """A floor for forward mode: the three products of each block's linear layers alone (inputs and tangents with the weights, inputs
-    with the direction)."""
+    "A floor for forward mode: the three products of each block's linear layers alone (two with the weights, one with the direction)."
     layers = [(n, m) for n, m in model.blocks.named_modules() if isinstance(m, nn.Linear) and "adaLN" not in n]
     x = {d: torch.randn(len(args["t"]) * tokens, d, device=args["t"].device) for d in {m.in_features for _, m in layers}}
     for n, m in layers:
@@ -140,17 +139,11 @@ def contenders(model, args, task, chunk, n_slow):
     "name -> (function, samples it handles). Those that hold or loop over gradients get fewer samples; times are per sample."
     few = rows(args, 0, n_slow)
     along = direction(model) if task == "MoSo" else None
-    twin = copy.deepcopy(model).bfloat16()
-    out = {
-        "loop": (partial(loop, model, few, along), n_slow),
-        "diffprune": (partial(hooks, model, args, along), len(args["t"])),
-        "diffprune compiled": (
-            partial(compiled, model, args, along, CompiledGradients(model, lambda batch: flow_matching_loss(model.forward, **batch))),
-            len(args["t"]),
-        ),
-        "diffprune bf16": (partial(hooks_bf16, model, args, along, twin=twin), len(args["t"])),
-        "vmap(grad)": (partial(vmap_grad, model, few, along, chunk), n_slow),
-    }
+    twin, fused = copy.deepcopy(model).bfloat16(), CompiledGradients(model, lambda batch: flow_matching_loss(model.forward, **batch))
+    out = {"loop": (partial(loop, model, few, along), n_slow), "diffprune": (partial(hooks, model, args, along), len(args["t"])),
+           "diffprune compiled": (partial(compiled, model, args, along, fused), len(args["t"])),
+           "diffprune bf16": (partial(hooks_bf16, model, args, along, twin=twin), len(args["t"])),
+           "vmap(grad)": (partial(vmap_grad, model, few, along, chunk), n_slow)}
     try:
         from opacus import GradSampleModule
         wrapped = GradSampleModule(copy.deepcopy(model), loss_reduction="sum", strict=False)
@@ -185,9 +178,8 @@ def timed(cases, rounds, device, kind):
 def errors(cases, n_slow):
     exact = cases["loop"][0]()
     relative = lambda v: ((v[:n_slow].float() - exact).abs() / exact.abs().max()).max().item()
-    return {
-        name: relative(f()) for name, (f, _) in cases.items() if name not in ("loop", "training step", "forward", "matrix products of jvp")
-    }
+    other = ("loop", "training step", "forward", "matrix products of jvp")
+    return {name: relative(f()) for name, (f, _) in cases.items() if name not in other}
 
 def peak_here(f, device):
     "Bytes beyond the present use while `f` runs."
@@ -195,9 +187,8 @@ def peak_here(f, device):
         torch.cuda.reset_peak_memory_stats(); before = torch.cuda.memory_allocated(); f()
         return torch.cuda.max_memory_allocated() - before
     Path("/proc/self/clear_refs").write_text("5")
-    read = lambda key: next(
-        int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key)
-    )
+    lines = lambda: Path("/proc/self/status").read_text().splitlines()
+    read = lambda key: next(int(line.split()[1]) * 1024 for line in lines() if line.startswith(key))
     before = read("VmRSS:"); f()
     return read("VmHWM:") - before
 
@@ -209,44 +200,27 @@ def peak(name, task, tokens, batch, o):
     return int(done.stdout.split()[-1]) / 2**20 if done.returncode == 0 else None
 
 def markdown(table):
-    head = [
-        "task",
-        "tokens",
-        "contender",
-        "ms a sample",
-        "times the loop's speed",
-        "peak memory, MiB",
-        "samples at a time",
-        "largest error",
-    ]
+    head = ["task", "tokens", "contender", "ms a sample", "times the loop's speed", "peak memory, MiB", "samples at a time",
+            "largest error"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     show = lambda v, f: "" if v is None or v != v else format(v, f)
     for r in table.itertuples():
-        lines.append(
-            f"| {r.task} | {r.tokens} | {r.contender} | {show(r.ms, '.1f')} | {show(r.speedup, '.2f')} | {show(r.peak_mib, '.0f')} | "
-            f"{show(r.at_a_time, '.0f')} | {show(r.error, '.0e')} |"
-        )
+        numbers = [show(r.ms, ".1f"), show(r.speedup, ".2f"), show(r.peak_mib, ".0f"), show(r.at_a_time, ".0f"), show(r.error, ".0e")]
+        lines.append("| " + " | ".join([r.task, str(r.tokens), r.contender, *numbers]) + " |")
     return "\n".join(lines)
 
 def main():
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument("--model", default="DiT-S/2"); a.add_argument("--device", default="cpu")
     a.add_argument("--tokens", type=int, nargs="+", default=[16, 64, 256])
-    a.add_argument(
-        "--batch", type=int, nargs="+", default=[128, 32, 8], help="samples at a time for the batched ways, one for each --tokens"
-    )
+    a.add_argument("--batch", type=int, nargs="+", default=[128, 32, 8], help="samples at a time in batches, one for each --tokens")
     a.add_argument("--slow", type=int, default=4, help="samples for the loop and for those that hold gradients")
     a.add_argument("--chunk", type=int, default=4, help="per-sample gradients held at a time by vmap and Opacus")
     a.add_argument("--rounds", type=int, default=3); a.add_argument("--threads", type=int, default=os.cpu_count())
     a.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: processor time, for a busy machine")
     a.add_argument("--tasks", nargs="+", default=["GraNd", "MoSo"], choices=["GraNd", "MoSo"])
-    a.add_argument(
-        "--measure",
-        nargs="+",
-        default=["time", "memory"],
-        choices=["time", "memory"],
-        help="what is not measured is kept from the table that is there",
-    )
+    a.add_argument("--measure", nargs="+", default=["time", "memory"], choices=["time", "memory"],
+                   help="what is not measured is kept from the table that is there")
     a.add_argument("--only", nargs="+", help="contenders whose memory is measured; by default all")
     a.add_argument("--out", default=str(HERE)); a.add_argument("--peak-of")
     o = a.parse_args()
@@ -260,18 +234,10 @@ def main():
             if o.device == "cpu": ctypes.CDLL(None).malloc_trim(0)
         print(peak_here(f, o.device)); return
     path = Path(o.out) / f"gradients-{o.device}.csv"
-    cpu = next(
-        (l.split(":")[1].strip() for l in Path("/proc/cpuinfo").read_text().splitlines() if l.startswith("model name")),
-        platform.processor(),
-    )
-    facts = dict(
-        model=o.model,
-        device=torch.cuda.get_device_name() if o.device == "cuda" else f"{cpu}, {o.threads} thread(s)",
-        clock=o.clock,
-        rounds=o.rounds,
-        torch=torch.__version__,
-        commit=commit(),
-    )
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((l.split(":")[1].strip() for l in lines if l.startswith("model name")), platform.processor())
+    device = torch.cuda.get_device_name() if o.device == "cuda" else f"{cpu}, {o.threads} thread(s)"
+    facts = dict(model=o.model, device=device, clock=o.clock, rounds=o.rounds, torch=torch.__version__, commit=commit())
     for tokens, batch in zip(o.tokens, o.batch):
         for task in o.tasks:
             found = []
@@ -281,12 +247,8 @@ def main():
             for name, (_, n) in cases.items():
                 row = dict(task=task, tokens=tokens, contender=name)
                 if times:
-                    row |= dict(
-                        ms=1e3 * min(times[name]),
-                        speedup=float(np.median(np.array(times["loop"]) / np.array(times[name]))),
-                        error=error.get(name),
-                        at_a_time=1 if name == "loop" else n,
-                    )
+                    speedup = float(np.median(np.array(times["loop"]) / np.array(times[name])))
+                    row |= dict(ms=1e3 * min(times[name]), speedup=speedup, error=error.get(name), at_a_time=1 if name == "loop" else n)
                 if "memory" in o.measure and (not o.only or name in o.only): row["peak_mib"] = peak(name, task, tokens, batch, o)
                 print(row, file=sys.stderr, flush=True)
                 found.append(row)

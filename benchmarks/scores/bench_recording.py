@@ -36,24 +36,15 @@ def now(device):
     return np.array([time.perf_counter(), time.process_time()])
 
 def run(samples, o, dtype=None, n_noise=1, moso=False):
-    """Wall and processor seconds of a pre-training; with a `dtype`, what is recorded is computed in it. With `moso`, those of MoSo's
-    products alone."""
-    grid, how = (
-        ProbeGrid((0.9,), n_noise),
-        dict(device=o.device, progress=False, dtype=None if dtype == torch.float32 else dtype, batch_size=o.probe_batch),
-    )
+    "Wall and processor seconds of a pre-training, recorded in `dtype` if it is given. With `moso`, those of MoSo's products alone."
+    grid, dtype_of_probe = ProbeGrid((0.9,), n_noise), None if dtype == torch.float32 else dtype
+    how = dict(device=o.device, progress=False, dtype=dtype_of_probe, batch_size=o.probe_batch)
     with seeded(0): model = dit_model(o.model, input_size=o.side, num_classes=0, learn_sigma=False)
     steps = epoch_ends(len(samples), o.batch, o.epochs)
     with tempfile.TemporaryDirectory() as folder:
         recorder = Recorder(folder, steps, partial(probe_losses, samples=samples, grid=grid, **how)) if dtype else None
-        trainer = Trainer(
-            model,
-            diffusion_loss,
-            dict(latent=samples.latents),
-            TrainConfig(steps=steps[-1], batch_size=o.batch),
-            device=o.device,
-            on_step=recorder,
-        )
+        cfg = TrainConfig(steps=steps[-1], batch_size=o.batch)
+        trainer = Trainer(model, diffusion_loss, dict(latent=samples.latents), cfg, device=o.device, on_step=recorder)
         start = now(o.device)
         if moso: probe_moso(trainer.model, samples, grid, **how)
         else:
@@ -64,12 +55,9 @@ def run(samples, o, dtype=None, n_noise=1, moso=False):
 def main():
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument("--model", default="DiT-S/2"); a.add_argument("--side", type=int, default=8); a.add_argument("--n", type=int, default=96)
-    a.add_argument("--epochs", type=int, default=10)
-    a.add_argument("--batch", type=int, default=32)
-    a.add_argument("--rounds", type=int, default=2)
-    a.add_argument("--probe-batch", type=int, default=64)
-    a.add_argument("--device", default="cpu")
-    a.add_argument("--out", default=str(HERE))
+    a.add_argument("--epochs", type=int, default=10); a.add_argument("--batch", type=int, default=32)
+    a.add_argument("--rounds", type=int, default=2); a.add_argument("--probe-batch", type=int, default=64)
+    a.add_argument("--device", default="cpu"); a.add_argument("--out", default=str(HERE))
     a.add_argument("--threads", type=int, default=os.cpu_count())
     a.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="of the ratios; cpu for a busy machine")
     o = a.parse_args()
@@ -84,32 +72,13 @@ def main():
             print(name, times[name][-1].round(1), file=sys.stderr, flush=True)
     clock = ("wall", "cpu").index(o.clock)
     base = np.array(times["pre-training alone"])[:, clock]
-    rows = [
-        dict(
-            run=name,
-            wall_s=min(t[0] for t in found),
-            cpu_s=min(t[1] for t in found),
-            ratio=float(np.median(np.array(found)[:, clock] / base)),
-        )
-        for name, found in times.items()
-    ]
-    cpu = next(
-        (l.split(":")[1].strip() for l in Path("/proc/cpuinfo").read_text().splitlines() if l.startswith("model name")),
-        platform.processor(),
-    )
-    facts = dict(
-        model=o.model,
-        tokens=(o.side // 2) ** 2,
-        samples=o.n,
-        epochs=o.epochs,
-        batch=o.batch,
-        probe_batch=o.probe_batch,
-        clock=o.clock,
-        rounds=o.rounds,
-        device=torch.cuda.get_device_name() if o.device == "cuda" else f"{cpu}, {o.threads} thread(s)",
-        torch=torch.__version__,
-        commit=commit(),
-    )
+    rows = [dict(run=name, wall_s=min(t[0] for t in found), cpu_s=min(t[1] for t in found),
+                 ratio=float(np.median(np.array(found)[:, clock] / base))) for name, found in times.items()]
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((l.split(":")[1].strip() for l in lines if l.startswith("model name")), platform.processor())
+    device = torch.cuda.get_device_name() if o.device == "cuda" else f"{cpu}, {o.threads} thread(s)"
+    facts = dict(model=o.model, tokens=(o.side // 2)**2, samples=o.n, epochs=o.epochs, batch=o.batch, probe_batch=o.probe_batch,
+                 clock=o.clock, rounds=o.rounds, device=device, torch=torch.__version__, commit=commit())
     pd.DataFrame(rows).to_csv(Path(o.out) / f"recording-{o.device}.csv", index=False)
     (Path(o.out) / f"recording-{o.device}.json").write_text(json.dumps(facts, indent=1) + "\n")
     print(json.dumps(facts)); print("| run | wall, s | processor, s | times the pre-training alone |\n|---|---|---|---|")
