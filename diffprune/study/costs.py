@@ -86,7 +86,7 @@ def seconds_by_batch(
     call,  # call(b) works on b images
     batch:int,  # wanted size
     budget:float=1.0,  # seconds for each of the two sizes
-    device="cpu",
+    device="cpu",  # as for `seconds_of`
 ) -> tuple:  # (seconds a call, seconds an image more)
     "Fit a + c·b through two batch sizes: one image, and the wanted number or the most that the budget allows."
     one = seconds_of(lambda: call(1), budget, device)
@@ -100,14 +100,23 @@ def seconds_by_batch(
     return max(0.0, many - c*b), c
 
 # %% ../../nbs/study/05_costs.ipynb #cell-14
-def operations_per_second(device="cpu", size:int=1024, budget:float=0.3) -> float:
+def operations_per_second(
+    device="cpu",  # where it multiplies
+    size:int=1024,  # rows and columns
+    budget:float=0.3,  # seconds
+) -> float:
     "Multiply-adds a second in a product of square float32 matrices."
     x = torch.randn(size, size, generator=torch.Generator().manual_seed(0)).to(device)
     return size**3/seconds_of(lambda: x @ x, budget, device)
 
 # %% ../../nbs/study/05_costs.ipynb #cell-17
-def time_vqvae(model:dict, train:dict, image_size:int, device="cpu", budget:float=1.0) -> dict:
-    "Seconds of a training step (a, c), of encoding an image and of decoding one, and the number of parameters. The two dictionaries are settings of a stage."
+def time_vqvae(
+    model:dict, train:dict,  # settings of a stage of the VQ-VAE
+    image_size:int,  # pixels
+    device="cpu",  # to be timed
+    budget:float=1.0,  # seconds per measurement
+) -> dict:  # step: (a, c); encode, decode: seconds per image; parameters; latent_shape
+    "Time the autoencoder: its training step, its encoder and its decoder."
     cfg = VQVAEConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in model.items()})
     train = TrainConfig(**{**train, "betas": tuple(train["betas"])})
     images = np.random.default_rng(0).integers(0, 256, (max(train.batch_size, 64), 3, image_size, image_size), dtype=np.uint8)
@@ -119,7 +128,8 @@ def time_vqvae(model:dict, train:dict, image_size:int, device="cpu", budget:floa
     with torch.no_grad():
         found["encode"] = seconds_by_batch(lambda b: net.encode(to_float(images[:b]).to(device)), 64, budget, device)[1]
         z = net.encode(to_float(images[:2]).to(device)).cpu().numpy()
-        found["decode"] = seconds_by_batch(lambda b: decode_latents(net, np.resize(z, (b, *z.shape[1:])), device=device, progress=False), 64, budget, device)[1]
+        decode = lambda b: decode_latents(net, np.resize(z, (b, *z.shape[1:])), device=device, progress=False)
+        found["decode"] = seconds_by_batch(decode, 64, budget, device)[1]
     return dict(found, latent_shape=list(z.shape[1:]))
 
 def _trainer_device(device): return "cpu" if str(device) == "cpu" else None
@@ -131,7 +141,9 @@ def _steps(trainer):
     return step
 
 # %% ../../nbs/study/05_costs.ipynb #cell-19
-def free_memory(device="cpu") -> float:
+def free_memory(
+    device="cpu",  # "cpu" or a GPU
+) -> float:
     "Bytes that are free on the device."
     if str(device).startswith("cuda"): return torch.cuda.mem_get_info()[0]
     try: return os.sysconf("SC_AVPHYS_PAGES")*os.sysconf("SC_PAGE_SIZE")
@@ -156,11 +168,11 @@ def time_dit(
     train:dict,  # settings of its training
     dropout:float=0.1,  # share of labels dropped
     batch:int=256,  # of sampling and probing
-    device="cpu",
-    budget:float=1.0,  # seconds a measurement
+    device="cpu",  # to be timed
+    budget:float=1.0,  # seconds per measurement
     gradients:bool=True,  # time gradient norms too
-) -> dict:
-    "Seconds of a training step (a, c), of an image through the model, and of one sample's gradient norm; parameters; layers timed."
+) -> dict:  # step: (a, c); forward, gradient: seconds per image and draw; parameters; layers: a note, or ""
+    "Time a diffusion model: its training step, its forward pass and a gradient norm of one sample."
     layers, depth = layers_to_time(arch, operations_per_second(device), free_memory(device), max(budget, 0.5))
     cfg, n = TrainConfig(**{**train, "betas": tuple(train["betas"])}), max(train["batch_size"], 64)
     kw = {k: v for k, v in arch.items() if k != "name"} | dict(learn_sigma=False)
@@ -176,14 +188,20 @@ def time_dit(
     net.eval()
     found["forward"] = seconds_by_batch(lambda b: sample_ode(net, *part(b), n_steps=1), batch, budget, device)[1]
     if gradients:
-        probe = lambda b: probe_norms(net, ProbeSet(x[:b].numpy(), np.arange(b), None if y is None else y[:b].numpy()), ProbeGrid(n_noise=1), device=device, progress=False)
+        samples = lambda b: ProbeSet(x[:b].numpy(), np.arange(b), None if y is None else y[:b].numpy())
+        probe = lambda b: probe_norms(net, samples(b), ProbeGrid(n_noise=1), device=device, progress=False)
         found["gradient"] = seconds_by_batch(probe, 64, budget, device)[1]
     scaled = {k: tuple(v*scale for v in t) if isinstance(t, tuple) else t*scale for k, t in found.items()}
     return dict(scaled, parameters=parameters, layers=f"{layers} of {depth} layers timed" if layers < depth else "")
 
 # %% ../../nbs/study/05_costs.ipynb #cell-26
-def time_backbone(name:str, image_size:int, device="cpu", budget:float=1.0) -> tuple:
-    "Seconds an image, and the width of the features. Raises `ModuleNotFoundError` for the bundled one without its package."
+def time_backbone(
+    name:str,  # of the backbone
+    image_size:int,  # pixels of the images before they are resized
+    device="cpu",  # to be timed
+    budget:float=1.0,  # seconds per measurement
+) -> tuple:  # seconds per image, width of the features
+    "Time a backbone, with random weights if it is one of the large ones. Raises `ModuleNotFoundError` where its package is missing."
     kind, variant = parse_backbone(name)
     images = np.random.default_rng(0).integers(0, 256, (64, 3, image_size, image_size), dtype=np.uint8)
     if kind in ("lite0", "pixels"):
@@ -216,7 +234,7 @@ class Machine:
     def __init__(self,
         counts:Counts,  # of the data set
         image_size:int,  # pixels
-        device="cpu",
+        device="cpu",  # to be timed
         budget:float=1.0,  # seconds for one measurement; there are three for each model
     ):
         self.counts, self.image_size, self.device, self.budget, self._known = counts, image_size, device, budget, {}
@@ -226,18 +244,32 @@ class Machine:
         return self._known[key]
 
     @property
-    def speed(self): return self._once("speed", lambda: operations_per_second(self.device))
+    def speed(self) -> float:
+        "Multiply-adds per second."
+        return self._once("speed", lambda: operations_per_second(self.device))
 
-    def vqvae(self, settings):
-        return self._once(("vqvae", repr(settings)), lambda: time_vqvae(settings["model"], settings["train"], self.image_size, self.device, self.budget))
+    def vqvae(self,
+        settings:dict,  # of its stage
+    ) -> dict:
+        "What `time_vqvae` finds."
+        model, train = settings["model"], settings["train"]
+        return self._once(("vqvae", repr(settings)), lambda: time_vqvae(model, train, self.image_size, self.device, self.budget))
 
-    def dit(self, settings, latent_shape):
+    def dit(self,
+        settings:dict,  # of a stage that trains it
+        latent_shape,  # (C, h, w)
+    ) -> dict:
+        "What `time_dit` finds, once for all lengths of training."
         classes = (self.counts.classes or 1000) if settings["conditional"] else 0
         arch = dict(name=settings["dit"], input_size=latent_shape[-1], in_channels=latent_shape[0], num_classes=classes)
         key = repr((arch, {k: v for k, v in settings["train"].items() if k not in ("seed", "steps", "schedule")}))
-        return self._once(("dit", key), lambda: time_dit(arch, settings["train"], settings["class_dropout_prob"], device=self.device, budget=self.budget))
+        dropout, how = settings["class_dropout_prob"], dict(device=self.device, budget=self.budget)
+        return self._once(("dit", key), lambda: time_dit(arch, settings["train"], dropout, **how))
 
-    def backbone(self, name):  # seconds an image, width of the features
+    def backbone(self,
+        name:str,  # of the backbone
+    ) -> tuple:  # seconds per image, width of the features
+        "What `time_backbone` finds."
         return self._once(("backbone", name), lambda: time_backbone(name, self.image_size, self.device, self.budget))
 
 # %% ../../nbs/study/05_costs.ipynb #cell-31
@@ -247,7 +279,7 @@ class Cost:
     seconds:float = math.nan  # of one device
     bytes:float = math.nan  # on disk, to stay
     working:float = 0.0  # on disk while it is made: checkpoints
-    note:str = ""
+    note:str = ""  # what was assumed, or why a number is missing
 
 def _count(stage, machine):
     "Images of a stage of kind images, samples or features."
@@ -258,7 +290,7 @@ def _count(stage, machine):
 
 def _images(stage, m):
     n = _count(stage, m)
-    return Cost(n*0.005/(os.cpu_count() or 1), n*(3*m.image_size**2 + 40), note="5 ms an image and core assumed")
+    return Cost(n*0.005/(os.cpu_count() or 1), n*(3*m.image_size**2 + 40), note="5 ms per image and core assumed")
 
 def _vqvae(stage, m):
     t, s = m.vqvae(stage.settings), stage.settings["train"]
@@ -327,17 +359,21 @@ def _metrics(stage, m):
     n, n_real, dim = _count(generated, m), _count(real, m), m.backbone(real.settings["name"])[1]
     draws = 1 + stage.settings.get("n_bootstrap", 0)
     seconds = (2*n*n_real*dim + 2*n*n*dim + draws*30*min(n, dim)**3)/m.speed + 0.1*draws
-    return Cost(seconds, 1_000, note="by counting operations; 0.1 s a draw of the bootstrap assumed")
+    return Cost(seconds, 1_000, note="by counting operations; 0.1 s per draw of the bootstrap assumed")
 
 def _light(stage, m):
     n = _count(stage.inputs["images"], m)
     return Cost(0.0, 8*n*(1 - stage.settings["pruning_ratio"]) if stage.kind == "subset" else 8*n)
 
+# %% ../../nbs/study/05_costs.ipynb #7b73a61c
 RULES = dict(images=_images, vqvae=_vqvae, latents=_latents, features=_features, clusters=_clusters, proxy=_proxy, surrogates=_surrogates,
              influence=_influence, scores=_light, subset=_light, model=_model, samples=_samples, reference=_reference, metrics=_metrics)
 OVERHEAD = dict(seconds=0.05, bytes=4000)  # of any stage: loading, checksums, artifact.json
 
-def cost_of(stage, machine:Machine) -> Cost:
+def cost_of(
+    stage,  # an object with kind, settings and inputs
+    machine:Machine,  # that is timed
+) -> Cost:
     "The estimate of one stage. What is unknown is NaN, with the reason."
     try: found = RULES[stage.kind](stage, machine)
     except KeyError: return Cost(note=f"no rule for stages of kind {stage.kind}")
@@ -347,9 +383,9 @@ def cost_of(stage, machine:Machine) -> Cost:
 # %% ../../nbs/study/05_costs.ipynb #cell-35
 def estimate_costs(
     stages,  # to be made: objects with kind, settings and inputs
-    machine:Machine,
-    progress:bool=True,  # show a bar
-) -> pd.DataFrame:  # a row a stage: device_hours, gib, working_gib, note
+    machine:Machine,  # that is timed
+    progress:bool=True,  # show a progress bar
+) -> pd.DataFrame:  # one row per stage: device_hours, gib, working_gib, note
     "The cost of every stage, from timings made now."
     found = [cost_of(s, machine) for s in tqdm(stages, desc="timing this machine", unit="stage", disable=not progress)]
     return pd.DataFrame(dict(device_hours=[c.seconds/3600 for c in found], gib=[c.bytes/2**30 for c in found],

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 import torch
+from fastcore.basics import patch
 
 from ..core.stages import Stage
 from ..core.store import load_json, save_array, save_json
@@ -38,6 +39,7 @@ from diffprune.study.makers import (
 )
 from .pipeline import Pipeline, once
 from .presets import Preset, override
+from .runs import Run
 
 # %% ../../nbs/study/04_departures.ipynb #45c1188e
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ DEPARTURES = {
         "the ranking is sorted again by key: the lowest indices are kept", "subset", ("monotonicity",)),
     "mid_slice_short": Departure(
         "the middle of the ranking is kept",
-        "the slice ends at the number kept instead of so many after its start: too few, and none from a ratio of 2/3 on", "subset", keep="mid"),
+        "the slice ends at the number kept instead of so many after its start: too few, and none from a ratio of 2/3 on",
+        "subset", keep="mid"),
     "quota_truncated": Departure(
         "each cluster gives its share",
         "each share is cut to a whole number, so the total is missed", "subset", ("cluster",)),
@@ -82,6 +85,10 @@ DEPARTURES = {
     "moso_twelve_splits": Departure(
         "the number of surrogates is not given",
         "12 splits are trained, 120 are scored", "surrogates", ("moso",), overrides={"proxy.n_surrogates": 12}, settings_only=True),
+}
+
+# %% ../../nbs/study/04_departures.ipynb #b1f29564
+DEPARTURES |= {
     "latents_constant_scale": Departure(
         "latents are normalised",
         "one constant: 0.18215 with 4 channels, 0.826 with 8", "latents"),
@@ -109,7 +116,8 @@ def check_departures(
 ) -> tuple:
     "The names, sorted and each once. Raises `ValueError` for an unknown one, or for a text in place of a list."
     if isinstance(names, str): raise ValueError(f"departures must be a list of names, not the text {names!r}")
-    if unknown := [n for n in names if n not in DEPARTURES]: raise ValueError(f"unknown departure {unknown[0]!r}; known are {', '.join(DEPARTURES)}")
+    unknown = [n for n in names if n not in DEPARTURES]
+    if unknown: raise ValueError(f"unknown departure {unknown[0]!r}; known are {', '.join(DEPARTURES)}")
     return tuple(sorted(set(names)))
 
 def depart(
@@ -138,7 +146,7 @@ def with_departures(
 def union_of_ranks(
     ids,  # (N,) of the training samples
     pruning_ratio:float,  # of each process
-    seed:int,
+    seed:int,  # of the run
     n_ranks:int=4,  # processes
 ) -> np.ndarray:  # sorted positions
     "The samples that at least one process kept, when each draws its own random subset."
@@ -152,8 +160,8 @@ def _ranked(scores, members, keep, ids, seed):
     return members[np.lexsort((uniform_keys(ids, seed, "ties")[members], sign*scores[members]))]
 
 def short_slices(
-    scores,  # (N,) one score a sample
-    pruning_ratio:float,
+    scores,  # (N,) one score per sample
+    pruning_ratio:float,  # in [0, 1)
     groups,  # (N,) cluster of each sample, or None
     ids,  # (N,) unique ids
     seed:int,  # of ties
@@ -169,12 +177,12 @@ def short_slices(
     return kept
 
 def truncated_quotas(
-    scores,  # (N,)
-    pruning_ratio:float,
+    scores,  # (N,) one score per sample
+    pruning_ratio:float,  # in [0, 1)
     keep:str,  # "high", "mid" or "low"
     groups,  # (N,) cluster of each sample
-    ids,  # (N,)
-    seed:int,
+    ids,  # (N,) unique ids
+    seed:int,  # of ties
 ) -> np.ndarray:  # sorted positions
     "Each group keeps the whole part of its share. Raises `ValueError` for another `keep`."
     if keep not in KEEPS: raise ValueError(f"keep={keep!r}; known are {', '.join(KEEPS)}")
@@ -185,10 +193,10 @@ def truncated_quotas(
 # %% ../../nbs/study/04_departures.ipynb #07d111e6
 def departing_subset(
     names,  # departures that act in this stage
-    scores,  # (N,)
-    pruning_ratio:float, keep:str,
+    scores,  # (N,) one score per sample
+    pruning_ratio:float, keep:str,  # as for `truncated_quotas`
     groups,  # (N,) clusters, or None
-    ids, seed:int,
+    ids, seed:int,  # as for `truncated_quotas`
 ) -> np.ndarray:  # sorted positions
     "What is kept under departures; where several concern one method, the first in the order of the list decides."
     if "random_per_rank" in names: return union_of_ranks(ids, pruning_ratio, seed)
@@ -199,8 +207,8 @@ def departing_subset(
 # %% ../../nbs/study/04_departures.ipynb #02aee517
 def single_draw(
     values:np.ndarray,  # (N, D) a loss or norm at each time and noise
-    ids,  # (N,)
-    seed:int,
+    ids,  # (N,) unique ids
+    seed:int,  # of the picks
 ) -> np.ndarray:  # (N,)
     "One draw of each sample, picked at random: what is compared between samples is mostly which time they happened to get."
     values = np.asarray(values, dtype=float)
@@ -210,11 +218,10 @@ def single_draw(
 # %% ../../nbs/study/04_departures.ipynb #7977b2be
 def stale_label_products(
     model,  # a surrogate
-    samples:ProbeSet,
-    grid:ProbeGrid,
-    batch_size:int=64,
-    device="cpu",
-    progress:bool=False,
+    samples:ProbeSet,  # latents, ids and labels of N samples
+    grid:ProbeGrid,  # D draws of time and noise
+    batch_size:int=64,  # samples at a time
+    device="cpu",  # of the surrogate
 ) -> np.ndarray:  # float32 (N, D)
     "MoSo's products where only the mean gradient is taken under the samples' own labels, the others' under the last one."
     out, tensor = np.empty((len(samples), len(grid)), dtype=np.float32), lambda a: torch.as_tensor(np.array(a)).to(device)
@@ -223,7 +230,8 @@ def stale_label_products(
         for i in range(0, len(samples), batch_size):
             rows = slice(i, min(i + batch_size, len(samples)))
             x_1 = tensor(samples.latents[rows])
-            x_0, t = grid.noise(d, samples.ids[rows], x_1.shape[1:], device).to(x_1.dtype), torch.full((len(x_1),), grid.draw_times[d], device=device)
+            x_0 = grid.noise(d, samples.ids[rows], x_1.shape[1:], device).to(x_1.dtype)
+            t = torch.full((len(x_1),), grid.draw_times[d], device=device)
             y = None if samples.labels is None else tensor(np.full(len(x_1), samples.labels[-1]))
             found = sample_gradients(model, lambda: flow_matching_loss(model.forward, x_1=x_1, x_0=x_0, t=t, y=y), mean)
             out[rows, d] = leave_one_out(found.dot.double().cpu().numpy(), found.sq_norm.double().cpu().numpy(), len(samples))
@@ -236,7 +244,8 @@ def constant_norm(
     channels:int,  # of the latents
 ) -> LatentNorm:
     "A normalisation by one constant. Raises `ValueError` where the code has none for as many channels."
-    if channels not in LATENT_SCALES: raise ValueError(f"latents_constant_scale knows {', '.join(map(str, LATENT_SCALES))} channels, not {channels}")
+    if channels not in LATENT_SCALES:
+        raise ValueError(f"latents_constant_scale knows {', '.join(map(str, LATENT_SCALES))} channels, not {channels}")
     return LatentNorm((0.0,)*channels, (1/LATENT_SCALES[channels],)*channels)
 
 # %% ../../nbs/study/04_departures.ipynb #4e00b802
@@ -250,11 +259,12 @@ def bytes_unclamped(
 def decode_unclamped(
     vqvae,  # trained autoencoder
     latents,  # (N, C, h, w), not normalised
-    batch_size:int=64,
-    device="cpu",
+    batch_size:int=64,  # images at a time
+    device="cpu",  # of the autoencoder
 ) -> np.ndarray:  # uint8 (N, 3, H, W)
     "Images of latents as bytes, without clamping."
-    return np.concatenate([bytes_unclamped(vqvae.decode(torch.as_tensor(np.array(latents[i:i + batch_size])).to(device))) for i in range(0, len(latents), batch_size)])
+    def decode(rows): return bytes_unclamped(vqvae.decode(torch.as_tensor(np.array(latents[rows])).to(device)))
+    return np.concatenate([decode(slice(i, i + batch_size)) for i in range(0, len(latents), batch_size)])
 
 # %% ../../nbs/study/04_departures.ipynb #95868610
 def swapped(
@@ -293,7 +303,8 @@ def make_ema_proxy(stage, artifacts, folder, context):
 # %% ../../nbs/study/04_departures.ipynb #4fa014e6
 def make_stale_surrogates(stage, artifacts, folder, context):
     "MoSo's products with a stale label in the second pass: products.npy, learning_rates.npy, times.npy."
-    stale = lambda model, samples, grid, rows, how: stale_label_products(model, samples, grid, **how)  # of all rows: one process makes it
+    def stale(model, samples, grid, rows, how):  # of all rows: one process makes it
+        return stale_label_products(model, samples, grid, how["batch_size"], how["device"])
     make_surrogates(stage, artifacts, folder, context, stale)
 
 def make_constant_latents(stage, artifacts, folder, context):
@@ -322,26 +333,57 @@ class DepartingPipeline(Pipeline):
         settings = with_departures(stage.settings, names, stage.kind, method, keep)
         return stage if settings is stage.settings else replace(stage, settings=settings, make=_MAKERS[stage.kind], parallel=False)
 
-    @once
-    def latents(self): return self._depart(super().latents())
-    @once
-    def surrogates(self, seed): return self._depart(super().surrogates(seed))
-    @once
-    def compare(self, images): return self._depart(super().compare(images))
-    @once
-    def samples(self, run): return self._depart(super().samples(run))
+# %% ../../nbs/study/04_departures.ipynb #b117de65
+@patch
+@once
+def latents(self:DepartingPipeline) -> Stage:
+    "The encoded training set, perhaps scaled by one constant."
+    return self._depart(Pipeline.latents(self))
 
-    @once
-    def scores(self, base, seed):
-        stage = super().scores(base, seed)
-        base = stage.settings["base"]  # of the method whose scores these are
-        if "proxy" in stage.inputs: stage = replace(stage, inputs=dict(stage.inputs, proxy=self._depart(stage.inputs["proxy"], base)))
-        return self._depart(stage, base)
+@patch
+@once
+def surrogates(self:DepartingPipeline,
+    seed:int,  # as for `Pipeline.surrogates`
+) -> Stage:
+    "MoSo's surrogates, perhaps with stale labels."
+    return self._depart(Pipeline.surrogates(self, seed))
 
-    @once
-    def subset(self, run):
-        chosen, stage = parse_method(run.method), super().subset(run)
-        return self._depart(stage, chosen.base, chosen.keep) if chosen.method.paper else stage  # the code knows the paper's methods
+@patch
+@once
+def samples(self:DepartingPipeline,
+    run:Run,  # as for `Pipeline.samples`
+) -> Stage:
+    "Generated images, perhaps unclamped."
+    return self._depart(Pipeline.samples(self, run))
+
+@patch
+@once
+def compare(self:DepartingPipeline,
+    images:Stage,  # as for `Pipeline.compare`
+) -> Stage:
+    "Metrics, perhaps with two of them swapped."
+    return self._depart(Pipeline.compare(self, images))
+
+# %% ../../nbs/study/04_departures.ipynb #f8b521f2
+@patch
+@once
+def scores(self:DepartingPipeline,
+    base:str, seed:int,  # as for `Pipeline.scores`
+) -> Stage:
+    "Scores, perhaps of one draw, or of a proxy with averaged weights."
+    stage = Pipeline.scores(self, base, seed)
+    base = stage.settings["base"]  # of the method whose scores these are
+    if "proxy" in stage.inputs: stage = replace(stage, inputs=dict(stage.inputs, proxy=self._depart(stage.inputs["proxy"], base)))
+    return self._depart(stage, base)
+
+@patch
+@once
+def subset(self:DepartingPipeline,
+    run:Run,  # as for `Pipeline.subset`
+) -> Stage:
+    "The kept indices, perhaps as the code would choose them; it knows the paper's methods only."
+    chosen, stage = parse_method(run.method), Pipeline.subset(self, run)
+    return self._depart(stage, chosen.base, chosen.keep) if chosen.method.paper else stage
 
 # %% ../../nbs/study/04_departures.ipynb #e24d19e3
 def make_pipeline(

@@ -33,14 +33,14 @@ class Preset:
     n_clusters:int = 24  # of k-means
     cluster_metric:str = "l2"  # "l2" or "cosine"
     stratify:bool = False  # prune within each class, so that none vanishes
-    methods:tuple|None = ("random", "cluster_lite0", "cluster_lite0_mid", "cluster_lite0_inv")  # what a study compares unless told otherwise; None: `paper_methods`
+    methods:tuple|None = ("random", "cluster_lite0", "cluster_lite0_mid", "cluster_lite0_inv")  # by default; None: `paper_methods`
     metrics_backbone:str = "lite0"  # features of the metrics unless told otherwise
     reference:str = "train"  # split that generated images are compared with
     k_neighbours:int = 3  # of precision and recall
     baseline:BaselineConfig = BaselineConfig()  # sizes of the VAE and the GAN that are compared; the image size is the data set's
     vae_train:TrainConfig = TrainConfig(steps=20_000, lr=1e-3, ema_decay=0.999)  # training of the VAE
     gan_train:TrainConfig = TrainConfig(steps=20_000, lr=4e-4, betas=(0.0, 0.9), ema_decay=0.999, grad_clip=None)  # training of the GAN
-    departures:tuple = ()  # names of ways in which the paper's public code differs from its text (`study/04_departures`); none unless asked for
+    departures:tuple = ()  # ways in which the paper's public code differs from its text, by name (`study/04_departures`)
     k_density:int = 5  # of density and coverage
     n_bootstrap:int = 50  # draws of the confidence intervals
     linear_classifier:bool = False  # class score from a linear classifier of the data set's classes, for backbones without one
@@ -59,7 +59,8 @@ _VQ_MEDIUM = VQVAEConfig(base_channels=64, channel_mult=(1, 2, 2, 4), n_res_bloc
 _VQ_LARGE = VQVAEConfig(base_channels=128, channel_mult=(1, 2, 2, 4), n_res_blocks=2, latent_channels=4, codebook_size=8192)
 
 _SMOKE = Preset(
-    image_size=32, vqvae=replace(_VQ_SMALL, base_channels=8, codebook_size=64), vqvae_train=_vq(steps=20, batch_size=16, lr=2e-3, log_every=10),
+    image_size=32, vqvae=replace(_VQ_SMALL, base_channels=8, codebook_size=64),
+    vqvae_train=_vq(steps=20, batch_size=16, lr=2e-3, log_every=10),
     dit="DiT-N/2", train=TrainConfig(steps=20, batch_size=16, lr=1e-3, ema_decay=0.9, log_every=10, checkpoint_every=10),
     sample=SampleConfig(n_samples=32, n_steps=4), n_clusters=5, n_bootstrap=5,
     baseline=_BASELINE_SMALL, vae_train=TrainConfig(steps=20, batch_size=16, lr=2e-3, ema_decay=0.9, log_every=10),
@@ -75,14 +76,16 @@ _CPU = Preset(
     gan_train=_gan(steps=1000, lr=1e-3, ema_decay=0.99))
 
 _GPU = Preset(
-    image_size=64, vqvae=_VQ_MEDIUM, vqvae_train=_vq(steps=10_000, batch_size=128, lr=3e-4, warmup=200, precision="bf16", checkpoint_every=2000),
-    proxy=ProxyConfig(precision="bf16"), dit="DiT-S/2", train=TrainConfig(steps=20_000, batch_size=256, lr=2e-4, warmup=500, ema_decay=0.999, precision="bf16", checkpoint_every=2000),
+    image_size=64, vqvae=_VQ_MEDIUM, proxy=ProxyConfig(precision="bf16"), dit="DiT-S/2",
+    vqvae_train=_vq(steps=10_000, batch_size=128, lr=3e-4, warmup=200, precision="bf16", checkpoint_every=2000),
+    train=TrainConfig(steps=20_000, batch_size=256, lr=2e-4, warmup=500, ema_decay=0.999, precision="bf16", checkpoint_every=2000),
     sample=SampleConfig(n_samples=4096), baseline=BASELINE_CONFIGS["64"],
     vae_train=TrainConfig(steps=20_000, batch_size=128, lr=1e-3, ema_decay=0.999, precision="bf16", checkpoint_every=2000),
     gan_train=_gan(steps=20_000, batch_size=64, lr=4e-4, ema_decay=0.999, checkpoint_every=2000))
 
 _PAPER = Preset(
-    image_size=256, metrics_backbone="inception", memorization_backbone="clip", proxy=ProxyConfig(precision="bf16"), baseline=BASELINE_CONFIGS["256"],
+    image_size=256, metrics_backbone="inception", memorization_backbone="clip", proxy=ProxyConfig(precision="bf16"),
+    baseline=BASELINE_CONFIGS["256"],
     vae_train=TrainConfig(steps=220_000, lr=5e-4, ema_decay=0.999, precision="bf16", checkpoint_every=5000),
     gan_train=_gan(steps=220_000, lr=2e-4, ema_decay=0.999, checkpoint_every=5000),
     methods=None, vqvae=_VQ_LARGE, vqvae_train=_vq(steps=200_000, batch_size=32, precision="bf16", checkpoint_every=5000),
@@ -106,8 +109,10 @@ _CHANGES = {
     ("openmoji", "cpu"): dict(n_clusters=24, vqvae=replace(_VQ_SMALL, channel_mult=(1, 2, 2, 2), base_channels=24)),
     ("avatars", "*"): dict(data=_AVATARS),
     ("avatars", "smoke"): dict(data=dict(_AVATARS, n_train=128, n_val=64), metrics_backbone="pixels"),
-    ("avatars", "cpu"): dict(data=dict(_AVATARS, n_train=4000, n_val=500), n_clusters=24, metrics_backbone="pixels", vqvae=replace(_VQ_SMALL, codebook_size=512),
-        vqvae_train=replace(_CPU.vqvae_train, steps=600), train=replace(_CPU.train, steps=1000), sample=replace(_CPU.sample, n_samples=1000)),
+    ("avatars", "cpu"): dict(
+        data=dict(_AVATARS, n_train=4000, n_val=500), n_clusters=24, metrics_backbone="pixels",
+        vqvae=replace(_VQ_SMALL, codebook_size=512), vqvae_train=replace(_CPU.vqvae_train, steps=600),
+        train=replace(_CPU.train, steps=1000), sample=replace(_CPU.sample, n_samples=1000)),
     ("imagenet", "*"): dict(conditional=True, n_clusters=1000),
     ("imagenet", "paper"): dict(
         dit="DiT-XL/2", vqvae=replace(_VQ_LARGE, latent_channels=8), sample=SampleConfig(n_samples=12_800, n_steps=59),

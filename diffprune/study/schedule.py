@@ -19,16 +19,18 @@ from ..core.parallel import launched
 
 # %% ../../nbs/study/06_schedule.ipynb #4bb3683f
 def study_devices(
-    device:str|None=None,  # "cpu", "cuda" (all visible GPUs), "cuda:1", "mps", or several: "cuda:0,cuda:2"; None takes the GPUs if there are any
+    device:str|None=None,  # "cpu", "cuda" (all visible GPUs), "cuda:1", "mps", or several: "cuda:0,cuda:2"; None: the GPUs, if any
 ) -> list:  # of device names
     "The devices that runs are dealt to. Raises `ValueError` for a name that PyTorch does not know, or a GPU that is not there."
     names = (device or ("cuda" if torch.cuda.is_available() else "cpu")).split(",")
     if launched() > 1:  # by torchrun
-        if names not in (["cpu"], ["cuda"]): raise ValueError(f"device {device!r}: each process of torchrun has a device of its own; choose cpu or cuda")
+        if names not in (["cpu"], ["cuda"]):
+            raise ValueError(f"device {device!r}: each process of torchrun has a device of its own; choose cpu or cuda")
     elif names == ["cuda"] and torch.cuda.device_count() > 1: return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     for name in names:
         try: found = torch.device(name)
-        except RuntimeError: raise ValueError(f"unknown device {name!r}; choose cpu, cuda, cuda:<number> or mps, several with commas") from None
+        except RuntimeError:
+            raise ValueError(f"unknown device {name!r}; choose cpu, cuda, cuda:<number> or mps, several with commas") from None
         if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
             raise ValueError(f"device {name!r}: there are {torch.cuda.device_count()} GPUs")
     return names
@@ -52,7 +54,8 @@ def default_workers(
     variable is a positive integer."""
     text = os.environ.get("DIFFPRUNE_WORKERS")
     if not text: return 1 if device.startswith("cuda") else min(os.cpu_count() or 1, n_runs)
-    if not text.isdecimal() or int(text) < 1: raise ValueError(f"DIFFPRUNE_WORKERS is {text!r}; a number of runs at a time is expected, such as 2")
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"DIFFPRUNE_WORKERS is {text!r}; a number of runs at a time is expected, such as 2")
     return int(text)
 
 # %% ../../nbs/study/06_schedule.ipynb #b68ae716
