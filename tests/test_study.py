@@ -12,7 +12,8 @@ from diffprune.study.runs import Run
 from diffprune.study.study import Study
 
 SHORT = {"train.steps": 12, "vqvae_train.steps": 8, "train.checkpoint_every": 3}
-SLOW = {"train.steps": 30, "train.checkpoint_every": 3, "vqvae_train.steps": 60, "vqvae_train.checkpoint_every": 5}  # time enough to be killed in
+SLOW = {  # time enough to be killed in
+    "train.steps": 30, "train.checkpoint_every": 3, "vqvae_train.steps": 60, "vqvae_train.checkpoint_every": 5}
 RUN = """
 import json, sys, torch
 torch.set_num_threads(1)
