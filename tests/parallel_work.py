@@ -16,27 +16,10 @@ from diffprune.models.dit import dit_model
 from diffprune.models.train import TrainConfig, Trainer, diffusion_loss, seeded
 from diffprune.models.vqvae import VQVAE, VQVAEConfig, vqvae_loss
 
-STUDY = dict(
-    dataset="digits",
-    preset="smoke",
-    methods=["grand", "moso"],
-    ratios=[0.5],
-    seeds=[0],
-    overrides={
-        "data.n_val": 1500,
-        "vqvae_train.steps": 10,
-        "vqvae_train.batch_size": 15,
-        "vqvae_train.log_every": 1,
-        "train.steps": 10,
-        "train.batch_size": 31,
-        "train.log_every": 1,
-        "proxy.epochs": 1,
-        "proxy.n_noise": 1,
-        "proxy.n_surrogates": 1,
-        "sample.n_samples": 100,
-        "sample.batch_size": 64,
-    },
-)
+STUDY = dict(dataset="digits", preset="smoke", methods=["grand", "moso"], ratios=[0.5], seeds=[0], overrides={"data.n_val": 1500,
+    "vqvae_train.steps": 10, "vqvae_train.batch_size": 15, "vqvae_train.log_every": 1,
+    "train.steps": 10, "train.batch_size": 31, "train.log_every": 1,
+    "proxy.epochs": 1, "proxy.n_noise": 1, "proxy.n_surrogates": 1, "sample.n_samples": 100, "sample.batch_size": 64})
 CONFIG = TrainConfig(steps=12, batch_size=7, lr=1e-3, ema_decay=0.9, log_every=1)       # 7 = 4 + 3: unequal parts
 
 
@@ -99,15 +82,10 @@ def errors(out):
     def blocked():
         if is_main(): (out / "blocked").write_text("a file where a folder should be")
         materialise(Stage("toy", {}, make=lambda *a: None, parallel=True), Context(Store(out / "blocked"), progress=False))
-    cases = {
-        "a row of process 1": lambda: write_rows(out / "rows", 5, broken),
-        "make in process 1": stage("one", lambda: fail(1), parallel=True),
-        "make in both": stage("both", fail, parallel=True),
-        "the first alone": stage("alone", fail),
-        "before make": blocked,
-        "training alone": stage("train", lambda: trainer()),
-        "too many processes": lambda: trainer(cfg=TrainConfig(batch_size=1)),
-    }
+    cases = {"a row of process 1": lambda: write_rows(out / "rows", 5, broken),
+             "make in process 1": stage("one", lambda: fail(1), parallel=True),
+             "make in both": stage("both", fail, parallel=True), "the first alone": stage("alone", fail), "before make": blocked,
+             "training alone": stage("train", lambda: trainer()), "too many processes": lambda: trainer(cfg=TrainConfig(batch_size=1))}
     for case, run in cases.items():
         try: run()
         except Exception as e: told[case] = f"{type(e).__name__}: {e}"
@@ -136,10 +114,8 @@ def fail_in_training(out):
         if processes().rank == 1: raise ValueError("process 1 has had enough")
         return diffusion_loss(model, batch, draws)
     start()
-    materialise(
-        Stage("toy", {}, make=lambda s, a, folder, c: trainer(folder, loss=loss).fit(progress=False), parallel=True),
-        Context(Store(out / "store"), progress=False),
-    )
+    def make(stage, artifacts, folder, context): trainer(folder, loss=loss).fit(progress=False)
+    materialise(Stage("toy", {}, make=make, parallel=True), Context(Store(out / "store"), progress=False))
 
 
 if __name__ == "__main__":
@@ -153,5 +129,4 @@ if __name__ == "__main__":
     everything(two)
     for store in ("store", "copy"): Study(**STUDY, store=Store(two / store), device="cpu").run(progress=False)
     errors(two)
-    # the unpruned model alone
-    command_line(two, "study", "--dataset", "digits", "--preset", "smoke", "--methods", "random", "--ratios", "0")
+    command_line(two, "study", "--dataset", "digits", "--preset", "smoke", "--methods", "random", "--ratios", "0")  # unpruned alone

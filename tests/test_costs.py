@@ -14,15 +14,14 @@ from diffprune.study.costs import Counts, Machine, cost_of, layers_to_time, seco
 from diffprune.study.study import Study, plan_summary
 
 SHORT = {"train.steps": 12, "vqvae_train.steps": 8}
+PIXELS = dict(metrics_backbone="pixels", device="cpu", workers=1)
 
 
 def stage(kind, inputs=None, **settings): return SimpleNamespace(kind=kind, settings=settings, inputs=inputs or {})
 
 
 def test_plan_with_estimate_of_a_small_study(fresh_store):
-    study = Study(
-        "digits", "smoke", ["random", "el2n"], [0.5], metrics_backbone="pixels", overrides=SHORT, store=fresh_store, device="cpu", workers=1
-    )
+    study = Study("digits", "smoke", ["random", "el2n"], [0.5], overrides=SHORT, store=fresh_store, **PIXELS)
     plan = study.plan(estimate=True, progress=False)
     assert plan.device_hours.gt(0).all() and plan.gib.gt(0).all() and not plan.cached.any()
     assert fresh_store.artifacts() == []  # nothing was made
@@ -36,9 +35,7 @@ def test_plan_with_estimate_of_a_small_study(fresh_store):
 def test_plan_for_data_that_are_not_here(fresh_store, monkeypatch):
     monkeypatch.delenv("DIFFPRUNE_DATA", raising=False)
     small = {"dit": "DiT-N/2", "vqvae.base_channels": 8, "vqvae.n_res_blocks": 1}
-    study = Study(
-        "imagenet", "paper", ["random"], [0.9], metrics_backbone="pixels", overrides=small, store=fresh_store, device="cpu", workers=1
-    )
+    study = Study("imagenet", "paper", ["random"], [0.9], overrides=small, store=fresh_store, **PIXELS)
     plan = study.plan(estimate=True, progress=False)
     assert plan.hash.isna().all() and not plan.cached.any()
     images = plan[plan.kind == "images"].gib.sum() * 2**30
@@ -47,17 +44,7 @@ def test_plan_for_data_that_are_not_here(fresh_store, monkeypatch):
 
 
 def test_unknown_counts_are_not_guessed(fresh_store, tmp_path):
-    study = Study(
-        f"folder:{tmp_path}/nowhere",
-        "smoke",
-        ["random"],
-        [0.5],
-        metrics_backbone="pixels",
-        overrides=SHORT,
-        store=fresh_store,
-        device="cpu",
-        workers=1,
-    )
+    study = Study(f"folder:{tmp_path}/nowhere", "smoke", ["random"], [0.5], overrides=SHORT, store=fresh_store, **PIXELS)
     plan = study.plan(estimate=True, progress=False).set_index("kind")
     assert math.isnan(plan.loc["latents", "device_hours"]) and "unknown" in plan.loc["latents", "note"]
     assert plan.loc["vqvae", "device_hours"] > 0  # its steps are known
@@ -99,25 +86,16 @@ def test_guidance_doubles_sampling_and_heun_too(monkeypatch):
     monkeypatch.setattr(Machine, "vqvae", lambda self, s: dict(latent_shape=[4, 4, 4], decode=0.0))
     monkeypatch.setattr(Machine, "dit", lambda self, s, shape: dict(forward=0.01, layers=""))
     latents = stage("latents", dict(vqvae=stage("vqvae")))
-    cost = lambda **kw: (
-        cost_of(
-            stage(
-                "samples",
-                dict(model=stage("model"), latents=latents, vqvae=stage("vqvae")),
-                **{**dict(n_samples=10, n_steps=20, method="euler", cfg_scale=1.0), **kw},
-            ),
-            machine,
-        ).seconds
-        - costs.OVERHEAD["seconds"]
-    )
+    usual = dict(n_samples=10, n_steps=20, method="euler", cfg_scale=1.0)
+    inputs = dict(model=stage("model"), latents=latents, vqvae=stage("vqvae"))
+    cost = lambda **kw: cost_of(stage("samples", inputs, **{**usual, **kw}), machine).seconds - costs.OVERHEAD["seconds"]
     assert cost() == pytest.approx(2.0)
     assert cost(cfg_scale=2.0) == cost(method="heun") == pytest.approx(4.0)
 
 
 def test_every_kind_of_stage_has_a_rule(fresh_store):
-    study = Study(
-        "digits", "smoke", ["random", "moso", "el2n", "cluster_pixels"], [0.5], overrides=SHORT, store=fresh_store, device="cpu", workers=1
-    )
+    methods = ["random", "moso", "el2n", "cluster_pixels"]
+    study = Study("digits", "smoke", methods, [0.5], overrides=SHORT, store=fresh_store, device="cpu", workers=1)
     assert {s.kind for s in study.stages().values()} <= costs.RULES.keys()
 
 

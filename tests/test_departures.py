@@ -77,15 +77,7 @@ def test_each_one_changes_addresses_where_it_acts_and_nowhere_above(name, tmp_pa
     code = make_pipeline(config, load_preset("smoke", "digits", {"sample.cfg_scale": 2.0, "departures": [name]}), "pixels")
     methods = ["random", "monotonicity", "grand", "moso", "cluster_lite0", "cluster_lite0_mid"]
     hashes = lambda p, kind: {s.key(store).hash for m in methods for s in p.metrics(Run(m, 0.5, 0)).tree() if s.kind == kind}
-    acts = {
-        "latents": "latents",
-        "proxy": "proxy",
-        "surrogates": "surrogates",
-        "scores": "scores",
-        "subset": "subset",
-        "samples": "samples",
-        "metrics": "metrics",
-    }[DEPARTURES[name].stage]
+    acts = DEPARTURES[name].stage
     assert hashes(text, acts) != hashes(code, acts), f"{name} changes no {acts}"
     assert hashes(text, "vqvae") == hashes(code, "vqvae") and hashes(text, "images") <= hashes(code, "images") | hashes(text, "images")
     if acts in ("samples", "metrics"): assert hashes(text, "model") == hashes(code, "model")

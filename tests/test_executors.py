@@ -1,6 +1,6 @@
 """The study on a real Slurm of one node: order, time-out, failed dependency; and what `Watch` makes of jobs that vanish."""
-import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,15 +40,8 @@ def until(what, seconds=300):
 
 
 def test_study_on_slurm_with_a_time_out(node, fresh_store):
-    study = Study(
-        "digits",
-        "smoke",
-        ["random"],
-        [0.5],
-        overrides={**SHORT, "train.steps": 400, "train.checkpoint_every": 20},
-        store=fresh_store,
-        workers=1,
-    )
+    longer = {**SHORT, "train.steps": 400, "train.checkpoint_every": 20}
+    study = Study("digits", "smoke", ["random"], [0.5], overrides=longer, store=fresh_store, workers=1)
     submission = submit(study, "slurm", minutes=10, **NODE)
     until(lambda: "PENDING (Dependency)" in set(submission.status().state), 20)  # the grid waits for the shared stages
     until(lambda: list((fresh_store.root / "work").glob("model-*/checkpoint-*")))
@@ -62,19 +55,11 @@ def test_study_on_slurm_with_a_time_out(node, fresh_store):
     resumed = study.provenance_table().query("kind == 'model'").resumed
     assert resumed.any(), "the job that was stopped must go on from its checkpoint"
     assert fresh_store.verify() == {}
-    alone = Study(
-        **{**study.arguments, "ratios": [0.5]}, store=type(fresh_store)(fresh_store.root.parent / "alone"), device="cpu", workers=1
-    )
+    elsewhere = type(fresh_store)(fresh_store.root.parent / "alone")
+    alone = Study(**{**study.arguments, "ratios": [0.5]}, store=elsewhere, device="cpu", workers=1)
     with_one_thread = StudyJob(alone.worker_arguments("cpu"), [0, 1])
-    subprocess.run(
-        [
-            os.sys.executable,
-            "-c",
-            "import sys; from diffprune.study.executors import StudyJob; StudyJob(sys.argv[1], [0, 1])()",
-            with_one_thread.arguments,
-        ],
-        check=True,
-    )
+    code = "import sys; from diffprune.study.executors import StudyJob; StudyJob(sys.argv[1], [0, 1])()"
+    subprocess.run([sys.executable, "-c", code, with_one_thread.arguments], check=True)
     same = ["method", "metric", "value"]
     assert alone.results(progress=False)[same].equals(table[same])  # the same numbers, to the last bit
 
@@ -97,17 +82,8 @@ def test_a_killed_job_is_lost_not_awaited(node, fresh_store):
 
 
 def test_a_failed_run_is_reported_locally(fresh_store):
-    study = Study(
-        "digits",
-        "smoke",
-        [],
-        [],
-        metrics_backbone="pixels",
-        overrides={**SHORT, "train.lr": 1e30},
-        store=fresh_store,
-        device="cpu",
-        workers=1,
-    )
+    how = dict(metrics_backbone="pixels", overrides={**SHORT, "train.lr": 1e30}, store=fresh_store)
+    study = Study("digits", "smoke", [], [], device="cpu", workers=1, **how)
     submission = submit(study, device="cpu")
     with pytest.raises(RuntimeError, match="NaN or infinite"): submission.wait(progress=False, every=0.2)
     assert submission.status().state.tolist() == ["done", "failed"]

@@ -52,42 +52,20 @@ def children_of(pid):
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 def test_ctrl_c_stops_workers_and_a_rerun_goes_on(tmp_path):
     root = tmp_path / "store"
-    code = (
-        "import sys\nfrom diffprune.cli import app\nfrom diffprune.study import study\n"
-        "study_init = study.Study.__init__\n"
-        "changes = {'train.steps': 3000, 'vqvae_train.steps': 8, 'n_bootstrap': 2}\n"
-        "def init(self, *a, **k): study_init(self, *a, **{**k, 'overrides': changes})\n"
-        "study.Study.__init__ = init\napp()"
-    )
-    command = [
-        sys.executable,
-        "-c",
-        code,
-        "study",
-        "--preset",
-        "smoke",
-        "--methods",
-        "random",
-        "--ratios",
-        "0.5,0.9",
-        "--workers",
-        "2",
-        "--device",
-        "cpu",
-    ]
+    code = ("import sys\nfrom diffprune.cli import app\nfrom diffprune.study import study\n"
+            "study_init = study.Study.__init__\n"
+            "overrides = {'train.steps': 3000, 'vqvae_train.steps': 8, 'n_bootstrap': 2}\n"
+            "def init(self, *a, **k): study_init(self, *a, **{**k, 'overrides': overrides})\n"
+            "study.Study.__init__ = init\napp()")
+    options = ["--preset", "smoke", "--methods", "random", "--ratios", "0.5,0.9", "--workers", "2", "--device", "cpu"]
+    command = [sys.executable, "-c", code, "study", *options]
     env = dict(os.environ, DIFFPRUNE_STORE=str(root), OMP_NUM_THREADS="1")
-    process = subprocess.Popen(
-        command,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # a shell's background job ignores Ctrl-C
+    heed = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+                               preexec_fn=heed)
     deadline = time.monotonic() + 120
-    while process.poll() is None and len(list((root / "work").glob("model-*/checkpoint-*"))) < 1 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    training = lambda: list((root / "work").glob("model-*/checkpoint-*"))
+    while process.poll() is None and not training() and time.monotonic() < deadline: time.sleep(0.05)
     workers = children_of(process.pid)
     if len(workers) != 2: process.kill()
     assert len(workers) == 2, process.communicate()[0][-2000:]
@@ -97,9 +75,9 @@ def test_ctrl_c_stops_workers_and_a_rerun_goes_on(tmp_path):
     assert process.returncode == 130, said[-2000:]
     assert "goes on from there" in said and "Traceback" not in said
     deadline = time.monotonic() + 5
-    while any(_stat(Path(f"/proc/{w}")) and _stat(Path(f"/proc/{w}"))[0] != "Z" for w in workers) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(_stat(Path(f"/proc/{w}")) and _stat(Path(f"/proc/{w}"))[0] != "Z" for w in workers), "a worker goes on alone"
+    alive = lambda: [w for w in workers if (_stat(Path(f"/proc/{w}")) or "Z")[0] != "Z"]
+    while alive() and time.monotonic() < deadline: time.sleep(0.05)
+    assert not alive(), "a worker goes on alone"
     store = Store(root)
     assert store.verify() == {} and len(store.artifacts("model")) < 3
     kept = sum(1 for _ in (root / "work").glob("model-*/checkpoint-*"))

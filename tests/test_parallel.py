@@ -29,9 +29,8 @@ spec.loader.exec_module(compare)
 
 def torchrun(*args):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
-    return subprocess.run(
-        [*command, *map(str, args)], capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*command, *map(str, args)], capture_output=True, text=True, timeout=300, env=env)
 
 
 @pytest.fixture(scope="module")
@@ -99,26 +98,19 @@ def test_addresses_do_not_depend_on_the_number_of_processes(both):
     assert not list((two / "store/work").glob("*"))
 
 
-@pytest.mark.parametrize(
-    "case, main, other",
-    [
-        ("a row of process 1", "OtherProcessError: process 1: ValueError: row 4 is broken", "ValueError: row 4 is broken"),
-        ("make in process 1", "OtherProcessError: process 1: ValueError: no luck", "ValueError: no luck"),
-        ("make in both", "ValueError: no luck", "ValueError: no luck"),
-        ("the first alone", "ValueError: no luck", "OtherProcessError: process 0: ValueError: no luck"),
-        ("before make", "NotADirectoryError", "OtherProcessError: process 0: NotADirectoryError"),
-        (
-            "training alone",
-            "RuntimeError: training takes all processes",
-            "OtherProcessError: process 0: RuntimeError: training takes all processes",
-        ),
-        (
-            "too many processes",
-            "ValueError: batch_size 1 is too small for 2 processes",
-            "ValueError: batch_size 1 is too small for 2 processes",
-        ),
-    ],
-)
+ALL = "RuntimeError: training takes all processes"
+SMALL = "ValueError: batch_size 1 is too small for 2 processes"
+
+
+@pytest.mark.parametrize("case, main, other", [
+    ("a row of process 1", "OtherProcessError: process 1: ValueError: row 4 is broken", "ValueError: row 4 is broken"),
+    ("make in process 1", "OtherProcessError: process 1: ValueError: no luck", "ValueError: no luck"),
+    ("make in both", "ValueError: no luck", "ValueError: no luck"),
+    ("the first alone", "ValueError: no luck", "OtherProcessError: process 0: ValueError: no luck"),
+    ("before make", "NotADirectoryError", "OtherProcessError: process 0: NotADirectoryError"),
+    ("training alone", ALL, f"OtherProcessError: process 0: {ALL}"),
+    ("too many processes", SMALL, SMALL),
+])
 def test_an_error_of_one_is_an_error_of_all(both, case, main, other):
     told = [json.loads((both[1] / f"errors {rank}.json").read_text())[case] for rank in range(2)]
     assert told[0].startswith(main) and told[1].startswith(other), told
@@ -149,7 +141,7 @@ def test_alone_everything_is_a_plain_call(tmp_path):
     assert agree(lambda: "yes") == first_then_others(lambda: "yes") == "yes"
     write_rows(tmp_path / "new", 3, lambda rows, folder: save_array(folder / "a.npy", np.arange(3)[rows]), multiple=2)
     assert load_array(tmp_path / "new/a.npy").tolist() == [0, 1, 2]
-    with pytest.raises(ZeroDivisionError), together(): raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), together(): 1 / 0  # noqa: B018
     assert issubclass(OtherProcessError, RuntimeError)
 
 

@@ -1,8 +1,10 @@
 """Looking after a store: garbage, dates, what artifacts record, and what the command line says of it."""
+import json
 import logging
 import multiprocessing
 import os
 import subprocess
+import sys
 import time
 from datetime import timedelta
 
@@ -15,7 +17,7 @@ from diffprune.core import store as store_module
 from diffprune.core.lineage import code_version
 from diffprune.core.stages import Context, Stage, materialise
 from diffprune.core.store import Store, create_array, now, save_array
-from diffprune.study.schedule import start_workers, study_devices
+from diffprune.study.schedule import start_workers, study_devices, thread_limits
 from diffprune.study.study import Study
 
 SHORT = {"train.steps": 12, "vqvae_train.steps": 8, "n_bootstrap": 2}
@@ -97,7 +99,6 @@ def test_an_altered_record_is_noticed(fresh_store, caplog, old, new):
 
 
 def test_an_artifact_of_an_older_version_is_still_read(fresh_store):
-    import json
     path = fresh_store.build("link", make=make).path / "artifact.json"
     meta = json.loads(path.read_text())
     path.write_text(json.dumps({k: v for k, v in meta.items() if k not in ("checksum", "resumed", "code", "peak_gpu_mib")}))
@@ -106,16 +107,16 @@ def test_an_artifact_of_an_older_version_is_still_read(fresh_store):
 
 def test_a_full_disk_says_so(tmp_path):
     if os.geteuid() != 0: pytest.skip("mounting a small tmpfs needs root")
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)], capture_output=True).returncode:
-        pytest.skip("nothing can be mounted here")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True).returncode: pytest.skip("nothing can be mounted here")
     try:
         for write in (lambda p: save_array(p, np.zeros(10**6)), lambda p: create_array(p, np.float32, (10**6,))):
             with pytest.raises(OSError, match="No space left on device"): write(tmp_path / "big.npy")
             (tmp_path / "big.npy").unlink(missing_ok=True)
             assert not list(tmp_path.iterdir())
         fresh = Store(tmp_path / "store")
-        with pytest.raises(OSError, match="No space left"):
-            fresh.build("big", make=lambda folder: save_array(folder / "a.npy", np.zeros(10**6)))
+        fill = lambda folder: save_array(folder / "a.npy", np.zeros(10**6))
+        with pytest.raises(OSError, match="No space left"): fresh.build("big", make=fill)
         assert fresh.artifacts() == []
     finally: subprocess.run(["umount", "-l", str(tmp_path)], check=True)
 
@@ -146,16 +147,13 @@ def test_what_an_artifact_records(fresh_store):
 
 
 def test_results_show_provenance_and_changed_code(fresh_store, monkeypatch):
-    study = Study(
-        "digits", "smoke", ["random"], [0.5], metrics_backbone="pixels", overrides=SHORT, store=fresh_store, device="cpu", workers=1
-    )
-    table = study.results(
-        progress=False, provenance=["model.seconds", "model.packages.torch", "vqvae.settings.train.steps", "code_changed", "nothing"]
-    )
+    how = dict(metrics_backbone="pixels", overrides=SHORT, store=fresh_store, device="cpu", workers=1)
+    study = Study("digits", "smoke", ["random"], [0.5], **how)
+    columns = ["model.seconds", "model.packages.torch", "vqvae.settings.train.steps", "code_changed", "nothing"]
+    table = study.results(progress=False, provenance=columns)
     model = table[table.method == "random"].iloc[0]
-    assert (
-        model["model.seconds"] > 0 and model["vqvae.settings.train.steps"] == 8 and not model["code_changed"] and model["nothing"] is None
-    )
+    assert model["model.seconds"] > 0 and model["vqvae.settings.train.steps"] == 8
+    assert not model["code_changed"] and model["nothing"] is None
     origin = study.provenance_table()
     assert set(origin.kind) == set(study.plan().kind) and not origin.code_changed.astype(bool).any()
     from diffprune.study import study as study_module
@@ -177,10 +175,8 @@ def test_results_show_provenance_and_changed_code(fresh_store, monkeypatch):
 
 def test_workers_are_dealt_to_devices(fresh_store, monkeypatch):
     started = []
-    monkeypatch.setattr(
-        "diffprune.study.schedule.subprocess.Popen",
-        lambda command, env, **k: started.append((command[-1], env.get("CUDA_VISIBLE_DEVICES"))),
-    )
+    note = lambda command, env, **k: started.append((command[-1], env.get("CUDA_VISIBLE_DEVICES")))
+    monkeypatch.setattr("diffprune.study.schedule.subprocess.Popen", note)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     study = Study("digits", "smoke", ["random"], [0.5], store=fresh_store, device="cpu,cpu", workers=2)
     assert study.workers == 4 and study.devices == ["cpu", "cpu"]
@@ -189,3 +185,14 @@ def test_workers_are_dealt_to_devices(fresh_store, monkeypatch):
     assert [gpu for _, gpu in started] == ["0", "1", "0", "1"] and all('"device": "cuda"' in c for c, _ in started)
     with pytest.raises(ValueError, match="unknown device"): study_devices("tpu")
     assert now().tzinfo is not None
+
+
+def test_a_worker_has_its_share_of_the_cores_in_every_pool():
+    code = ("import json, faiss, numpy, scipy.linalg, sklearn.utils, torch\nfrom threadpoolctl import threadpool_info\n"
+            "print(json.dumps(dict(pools=threadpool_info(), torch=torch.get_num_threads())))")
+    env = {**os.environ, **thread_limits(2)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    found, share = json.loads(done.stdout), max(1, os.cpu_count() // 2)
+    assert found["torch"] == share
+    assert {pool["user_api"] for pool in found["pools"]} >= {"blas", "openmp"}
+    assert {pool["num_threads"] for pool in found["pools"]} == {share}, found["pools"]
