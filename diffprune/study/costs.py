@@ -166,7 +166,7 @@ def layers_to_time(
     seconds = 3*12*tokens*width**2/speed
     return min(depth, max(2, int(min(budget/seconds, memory/2/(20*layer))))), depth
 
-# %% ../../nbs/study/05_costs.ipynb #cell-22
+# %% ../../nbs/study/05_costs.ipynb #a8e21f18
 def time_dit(
     arch:dict,  # name, input_size, in_channels, num_classes
     train:dict,  # settings of its training
@@ -175,8 +175,8 @@ def time_dit(
     device="cpu",  # "cpu", "cuda", "cuda:1", "mps"
     budget:float=1.0,  # seconds a measurement
     gradients:bool=True,  # time gradient norms too
-) -> dict:
-    "Seconds of a training step (a, c), of an image through the model, and of one sample's gradient norm; parameters; layers timed."
+) -> dict:  # step: (a, c); forward, gradient: seconds per image and draw; parameters; layers: a note, or ""
+    "Time a diffusion model: its training step, its forward pass and a gradient norm of one sample."
     layers, depth = layers_to_time(arch, operations_per_second(device), free_memory(device), max(budget, 0.5))
     cfg, n = TrainConfig(**{**train, "betas": tuple(train["betas"])}), max(train["batch_size"], 64)
     kw = {k: v for k, v in arch.items() if k != "name"} | dict(learn_sigma=False)
@@ -237,13 +237,13 @@ def _inception(variant):
 
 _UNTRAINED = dict(clip=_clip, dinov2=_dinov2, inception=_inception)
 
-# %% ../../nbs/study/05_costs.ipynb #cell-30
+# %% ../../nbs/study/05_costs.ipynb #eeadc60a
 class Machine:
     "Timings of this machine, made when they are first asked for."
     def __init__(self,
         counts:Counts,  # of the data set
         image_size:int,  # pixels
-        device="cpu",
+        device="cpu",  # to be timed
         budget:float=1.0,  # seconds for one measurement; there are three for each model
     ):
         self.counts, self.image_size, self.device, self.budget, self._known = counts, image_size, device, budget, {}
@@ -296,7 +296,7 @@ class Cost:
     seconds:float = math.nan  # of one device
     bytes:float = math.nan  # on disk, to stay
     working:float = 0.0  # on disk while it is made: checkpoints
-    note:str = ""
+    note:str = ""  # what was assumed, or why a number is missing
 
 def _count(stage, machine):
     "Images of a stage of kind images, samples or features."
@@ -307,7 +307,7 @@ def _count(stage, machine):
 
 def _images(stage, m):
     n = _count(stage, m)
-    return Cost(n*0.005/(os.cpu_count() or 1), n*(3*m.image_size**2 + 40), note="5 ms an image and core assumed")
+    return Cost(n*0.005/(os.cpu_count() or 1), n*(3*m.image_size**2 + 40), note="5 ms per image and core assumed")
 
 def _vqvae(stage, m):
     t, s = m.vqvae(stage.settings), stage.settings["train"]
@@ -376,12 +376,13 @@ def _metrics(stage, m):
     n, n_real, dim = _count(generated, m), _count(real, m), m.backbone(real.settings["name"])[1]
     draws = 1 + stage.settings.get("n_bootstrap", 0)
     seconds = (2*n*n_real*dim + 2*n*n*dim + draws*30*min(n, dim)**3)/m.speed + 0.1*draws
-    return Cost(seconds, 1_000, note="by counting operations; 0.1 s a draw of the bootstrap assumed")
+    return Cost(seconds, 1_000, note="by counting operations; 0.1 s per draw of the bootstrap assumed")
 
 def _light(stage, m):
     n = _count(stage.inputs["images"], m)
     return Cost(0.0, 8*n*(1 - stage.settings["pruning_ratio"]) if stage.kind == "subset" else 8*n)
 
+# %% ../../nbs/study/05_costs.ipynb #2b951e39
 RULES = dict(images=_images, vqvae=_vqvae, latents=_latents, features=_features, clusters=_clusters, proxy=_proxy, surrogates=_surrogates,
              influence=_influence, scores=_light, subset=_light, model=_model, samples=_samples, reference=_reference, metrics=_metrics)
 OVERHEAD = dict(seconds=0.05, bytes=4000)  # of any stage: loading, checksums, artifact.json

@@ -9,7 +9,7 @@ __all__ = ['DEPARTURES', 'LATENT_SCALES', 'Departure', 'check_departures', 'depa
            'make_single_draw_scores', 'make_ema_proxy', 'make_stale_surrogates', 'make_constant_latents',
            'make_unclamped_samples', 'make_swapped_metrics', 'DepartingPipeline', 'make_pipeline']
 
-# %% ../../nbs/study/04_departures.ipynb #8a260cf0
+# %% ../../nbs/study/04_departures.ipynb #21773d2d
 import shutil
 from dataclasses import dataclass, field, replace
 
@@ -38,6 +38,7 @@ from diffprune.study.makers import (
 )
 from .pipeline import Pipeline, once
 from .presets import Preset, override
+from .runs import Run
 
 # %% ../../nbs/study/04_departures.ipynb #45c1188e
 @dataclass(frozen=True)
@@ -338,7 +339,8 @@ def make_ema_proxy(stage, artifacts, folder, context):
 # %% ../../nbs/study/04_departures.ipynb #4fa014e6
 def make_stale_surrogates(stage, artifacts, folder, context):
     "MoSo's products with a stale label in the second pass: products.npy, learning_rates.npy, times.npy."
-    stale = lambda model, samples, grid, rows, how: stale_label_products(model, samples, grid, **how)  # of all rows: one process makes it
+    def stale(model, samples, grid, rows, how):  # of all rows: one process makes it
+        return stale_label_products(model, samples, grid, how["batch_size"], how["device"])
     make_surrogates(stage, artifacts, folder, context, stale)
 
 def make_constant_latents(stage, artifacts, folder, context):
@@ -366,6 +368,13 @@ class DepartingPipeline(Pipeline):
         names = [n for n in self.preset.departures if not DEPARTURES[n].settings_only]
         settings = with_departures(stage.settings, names, stage.kind, method, keep)
         return stage if settings is stage.settings else replace(stage, settings=settings, make=_MAKERS[stage.kind], parallel=False)
+
+# %% ../../nbs/study/04_departures.ipynb #b0bf80ab
+@patch
+@once
+def latents(self:DepartingPipeline) -> Stage:
+    "The encoded training set, perhaps scaled by one constant."
+    return self._depart(Pipeline.latents(self))
 
     @once
     def latents(self):

@@ -207,7 +207,7 @@ class _RowRecorder(Recorder):
         write = lambda rows, part: save_array(part/path.name, self.measure(model, rows))
         write_rows(path.parent, self.n, write, self.batch_size, self.every)
 
-# %% ../../nbs/study/02_makers.ipynb #8c3c4442
+# %% ../../nbs/study/02_makers.ipynb #99366651
 def make_proxy(stage, artifacts, folder, context):
     "One short pre-training: losses.npy (epochs, N, D), norms.npy (N, D), times.npy (D,)."
     s = stage.settings
@@ -215,7 +215,8 @@ def make_proxy(stage, artifacts, folder, context):
     steps = epoch_ends(len(samples), s["train"]["batch_size"], s["proxy"]["epochs"])
     n, batch = len(samples), how["batch_size"]
     if s["proxy"].get("precision") == "bf16": how["dtype"] = torch.bfloat16
-    recorder = _RowRecorder(folder/"losses", steps, lambda model, rows: probe_losses(model, samples.part(rows), grid, **how), n, batch)
+    losses = lambda model, rows: probe_losses(model, samples.part(rows), grid, **how)
+    recorder = _RowRecorder(folder/"losses", steps, losses, n, batch)
     trainer = train_diffusion(artifacts, shortened(s, steps[-1], steps[0]), np.arange(len(samples)), folder, context, recorder)
     how["progress"] = context.progress
     write_rows(
