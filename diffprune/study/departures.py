@@ -38,7 +38,6 @@ from diffprune.study.makers import (
 )
 from .pipeline import Pipeline, once
 from .presets import Preset, override
-from .runs import Run
 
 # %% ../../nbs/study/04_departures.ipynb #45c1188e
 @dataclass(frozen=True)
