@@ -38,7 +38,7 @@ class ClusterPruner(Pruner):
     def _fit(self, X):
         how = dict(metric=self.metric, n_init=self.n_init, max_iter=self.max_iter)
         self.kmeans_ = None if isinstance(X, Clusters) else kmeans_by_key(X, self.ids_, self.seed_, self.n_clusters, **how)
-        labels, distances = X if self.kmeans_ is None else (self.kmeans_.labels_, self.kmeans_.distances_)
+        labels, distances = X[:2] if self.kmeans_ is None else (self.kmeans_.labels_, self.kmeans_.distances_)
         self.groups_, self.scores_ = labels, -distances
 
 # %% ../../nbs/pruning/06_cluster_pruners.ipynb #cell-10
