@@ -57,7 +57,7 @@ def test_figure_notebook_says_what_is_wrong(name):
     (dict(dataset="celebahq"), "DIFFPRUNE_DATA"),
     (dict(preset="laptop"), "smoke, cpu, gpu, paper"),
     (dict(ratios="[1.5]"), r"\[0, 1\)"),
-    (dict(methods="cluster_vgg"), "cluster_lite0"),
+    (dict(methods="cluster_vgg"), "cluster_BACKBONE"),
     (dict(dataset="celebahq", root="/nowhere"), "there is no folder /nowhere"),
     (dict(seeds=0), "seeds must be list"),
     (dict(force="yes"), "force must be bool"),
