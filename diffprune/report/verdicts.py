@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['HOLDS', 'FAILS', 'OPEN', 'MISSING', 'Effect', 'seed_interval', 'judge', 'Contrast', 'seed_effects', 'control_ratio',
-           'Claim', 'paper_claims', 'claim_methods', 'claims_table', 'selection_seconds', 'seconds_per_step',
-           'equal_cost_steps', 'better_than_random', 'forest']
+           'Claim', 'paper_claims', 'claim_methods', 'claims_table', 'equal_cost_steps', 'better_than_random', 'forest']
 
 # %% ../../nbs/report/06_verdicts.ipynb #cell-2
 from dataclasses import dataclass
@@ -187,7 +186,7 @@ def _selection_stages(study, run):
     needed_anyway = by_hash(study.pipeline.model(Run("unpruned", 0.0, run.seed)))
     return [s for hash, s in by_hash(study.pipeline.subset(run)).items() if hash not in needed_anyway]
 
-def selection_seconds(
+def _selection_seconds(
     study:Study,  # a computed one
     run:Run,  # with a pruned set
 ) -> float:
@@ -198,7 +197,7 @@ def selection_seconds(
     if absent: raise KeyError(f"{', '.join(absent)} of {run} is not in the store")
     return float(sum(a.meta["seconds"] for a in artifacts))
 
-def seconds_per_step(
+def _seconds_per_step(
     study:Study,  # a computed one
 ) -> float:
     "Median over the runs of the time of a training step. Raises `KeyError` if no model of the study is in the store."
@@ -213,11 +212,11 @@ def equal_cost_steps(
     most:float=3.0,  # random pruning trains at most this many times as long, however expensive the selection
 ) -> pd.DataFrame:  # one row per method: seconds, extra steps, all steps of random pruning, and whether the cost would allow more
     "For each method of the study, how long random pruning may train for the same total cost."
-    steps, per_step, rows = study.pipeline.preset.train.steps, seconds_per_step(study), []
+    steps, per_step, rows = study.pipeline.preset.train.steps, _seconds_per_step(study), []
     unit, limit = max(1, round(grain*steps)), int(most*steps)
     for method in study.arguments["methods"]:
         if method == "random": continue
-        seconds = float(np.median([selection_seconds(study, run) for run in study.runs if run.method == method]))
+        seconds = float(np.median([_selection_seconds(study, run) for run in study.runs if run.method == method]))
         allowed = steps + unit*round(seconds/per_step/unit)
         extra = round(seconds/per_step)
         rows.append(dict(method=method, seconds=seconds, extra_steps=extra, random_steps=min(allowed, limit), cut=allowed > limit))
