@@ -155,6 +155,19 @@ def test_exif_rotation_is_applied_in_every_container(format, options, tolerance,
     assert np.abs(got - TURNS[orientation](RGB).astype(int)).max() <= tolerance
 
 
+def test_webp_is_turned_although_torchvision_does_not_turn_it():
+    io = pytest.importorskip("torchvision.io")
+    import torch
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for format, turned in (("JPEG", True), ("PNG", True), ("WEBP", False)):
+        data = encoded(Image.fromarray(RGB), format, exif=exif)
+        assert decode_bytes(data, None)[0].shape == (3, 32, 24)
+        theirs = io.decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), apply_exif_orientation=True)
+        assert tuple(theirs.shape) == ((3, 32, 24) if turned else (3, 24, 32)), "if this changes, the list of wrong guesses does"
+
+
 def test_first_frame_of_an_animation():
     frames = [Image.new("RGB", (8, 8), c) for c in ("red", "blue")]
     assert (pixels(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])) == [255, 0, 0]).all()

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['log', 'UNREADABLE_FORMATS', 'NO_CHANGE_TIME', 'NO_IMAGE', 'MAX_FILE', 'FileEntry', 'scan_folder', 'list_files',
-           'called_image', 'opens_as_image', 'file_systems', 'read_hashes', 'file_hashes', 'fingerprint', 'read_files',
-           'file_id', 'file_records']
+           'stat_files', 'called_image', 'opens_as_image', 'file_systems', 'read_hashes', 'file_hashes', 'fingerprint',
+           'read_files', 'file_id', 'file_records']
 
 # %% ../../nbs/data/05_folders.ipynb #cell-2
 import hashlib
@@ -73,6 +73,13 @@ def list_files(
 ) -> list[FileEntry]:  # in the order of their paths
     "The files of `scan_folder`."
     return scan_folder(folder)[0]
+
+# %% ../../nbs/data/05_folders.ipynb #05ca9d14
+def stat_files(
+    paths,  # of files
+) -> list[FileEntry]:  # in the order given, with those paths
+    "Entries of single files, wherever they are."
+    return [_entry(str(path), Path(path)) for path in paths]
 
 # %% ../../nbs/data/05_folders.ipynb #b83377a2
 UNREADABLE_FORMATS = (".heic", ".heif", ".jxl", ".svg", ".eps", ".psb", ".ai", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf")

@@ -9,6 +9,7 @@ __all__ = ['ImageDataset']
 import hashlib
 import os
 from copy import copy
+from pathlib import Path
 
 import numpy as np
 from fastcore.basics import patch
@@ -207,14 +208,19 @@ def from_hf(cls:ImageDataset,
     return cls(np.stack(images), ids, labels, classes, attributes, name, split, paths=[f"row {i}" for i in range(len(hf))])
 
 def _hf_pixels(hf, image, image_size):
-    "The images of a column, (3, H, W) uint8 each."
-    from diffprune.data.decode import to_array
-    column, images = hf.select_columns([image]), []
+    "The images of a column, (3, H, W) uint8 each, decoded from the files that are stored: an Image feature with a mode clips wide grey."
+    from diffprune.data.decode import decode_bytes
+    column, images = hf.select_columns([image]).with_format("arrow"), []
     for i in range(len(hf)):
-        try: value = column[i][image]
-        except Exception as e: raise ValueError(f"row {i}: the image cannot be read: {e}") from None
-        if not isinstance(value, Image.Image): raise ValueError(f"row {i} holds {type(value).__name__}, not an image, in column {image!r}")
-        try: images.append(to_array(value, image_size))
-        except ValueError as e: raise ValueError(f"row {i}: {e}") from None
+        value = column[i].column(0)[0].as_py()
+        if isinstance(value, (bytes, str)):
+            value = dict(bytes=value, path=None) if isinstance(value, bytes) else dict(bytes=None, path=value)
+        if not isinstance(value, dict) or value.get("bytes") is value.get("path") is None:
+            raise ValueError(f"row {i} holds {type(value).__name__}, not an image, in column {image!r}")
+        try: data = value["bytes"] if value.get("bytes") is not None else Path(value["path"]).read_bytes()
+        except OSError as e: raise ValueError(f"row {i}: the image cannot be read: {e}") from None
+        pixels, facts = decode_bytes(data, image_size)
+        if pixels is None: raise ValueError(f"row {i}: the image cannot be read: {facts['reason']}")
+        images.append(pixels)
     if not images: raise ValueError("the data set has no rows")
     return images

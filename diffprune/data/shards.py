@@ -273,7 +273,7 @@ def tar_records(
     labels, classes = number_labels(labels, missing=True)
     names = [_text(f.name) for f in found]
     paths = _numbered([_text(f.shard) + f"/{name}" * bool(name) for f, name in zip(found, names)])
-    notes = [f"{sum(further.values()):,} further images of the samples are ignored (fields {', '.join(sorted(further))}); "
+    notes = [f"images in other fields of the samples are ignored ({', '.join(f'{n:,} {name}' for name, n in sorted(further.items()))}); "
              f"image={min(further)!r} would read those"] if further else []
     return Records(paths, paths, where, partial(read_ranges, root=str(root)), labels, classes, [_text(f.shard) for f in found], names,
                    ignored=ignored, notes=notes)

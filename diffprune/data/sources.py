@@ -18,13 +18,13 @@ import numpy as np
 from ..core.store import digest
 from .datasets import BuildTask, DataConfig, register_dataset
 from .decode import Records
-from .folders import file_hashes, file_records, fingerprint, list_files
+from .folders import file_hashes, file_records, fingerprint, list_files, stat_files
 from .layouts import Layout, read_layout
 from .report import n_of, several
 from .reuse import make_from_records
-from .shards import shard_split, tar_records
+from .shards import TAR_ENDINGS, shard_split, tar_records
 from .split import n_held_out, split_of, stratified_split
-from .tables import hf_records, parquet_records
+from .tables import common_classes, hf_files, hf_records, parquet_files, parquet_records
 
 # %% ../../nbs/data/10_sources.ipynb #cell-3
 log = logging.getLogger("diffprune.data.sources")
@@ -165,15 +165,13 @@ def split_records(
 
 def _common_classes(parts, split):
     "The records of a split, with class numbers that mean the same in all."
-    names = [p.classes for p in parts.values()]
-    if all(n == names[0] for n in names): return parts[split]
-    numbers = all(n.isdigit() for part in names for n in part)
-    classes = sorted({n for part in names for n in part}, key=int if numbers else str)
-    number = np.array([classes.index(n) for n in parts[split].classes] + [-1])
-    return replace(parts[split], labels=number[parts[split].labels], classes=classes)
+    known = [(np.full(len(p), -1) if p.labels is None else p.labels, p.classes) for p in parts.values()]
+    labels, classes, note = common_classes(known, [f"the part for {s}" for s in parts])
+    notes = [*parts[split].notes, *filter(None, [note])]
+    return replace(parts[split], labels=dict(zip(parts, labels))[split], classes=classes, notes=notes)
 
 # %% ../../nbs/data/10_sources.ipynb #cell-28
-_SHARDS = dict(parquet=(".parquet", parquet_records), webdataset=(".tar", tar_records))
+_SHARDS = dict(parquet=((".parquet",), parquet_records), webdataset=(TAR_ENDINGS, tar_records))
 RECORD_SPLITS = ("train", "val", "test")
 
 def shards_of(
@@ -181,8 +179,7 @@ def shards_of(
     kind:str,  # "parquet" or "webdataset"
 ) -> tuple[dict, list]:  # split -> entries of its shards; paths of shards in no split
     "Shards below a folder by split, all for training if no name speaks of one. Raises `FileNotFoundError` if there are none for training."
-    extension = _SHARDS[kind][0]
-    entries = [e for e in list_files(root) if e.path.lower().endswith(extension)]
+    extension, entries = _SHARDS[kind][0][0], [e for e in list_files(root) if e.path.lower().endswith(_SHARDS[kind][0])]
     if not entries: raise FileNotFoundError(f"there are no {extension} files in {root}")
     named = {split: [e for e in entries if shard_split(e.path) == split] for split in RECORD_SPLITS}
     if not any(named.values()): return dict(train=entries), []
@@ -204,7 +201,7 @@ def _shard_parts(config, root, kind):
     "The records of each split."
     def parts():
         named, _, _ = _look_at_shards(config, root, kind)
-        extra = {k: config.options[k] for k in ("image", "label") if k in config.options}
+        extra = {k: config.options[k] for k in ("image", "label", "id") if k in config.options}
         return {s: _SHARDS[kind][1](root, [e.path for e in entries], **extra) for s, entries in named.items()}
     return config.once("parts", parts)
 
@@ -212,14 +209,32 @@ def _held(config): return config.options.get("n_val"), config.options.get("split
 
 def _shard_records(config, split, root, kind): return split_records(_shard_parts(config, root, kind), split, *_held(config))
 
+def _beside_tables(config, root, kind):
+    "Parquet file -> contents of the image files that its rows name in place of bytes; files that name none are absent."
+    def look():
+        column = config.options.get("image", "image")
+        shards = [e.path for found in _look_at_shards(config, root, kind)[0].values() for e in found] if kind == "parquet" else []
+        named = {s: files for s in shards if (files := parquet_files(root, [s], column))}
+        contents = _contents_of(config, root, [f for files in named.values() for f in files])
+        return {s: [contents[f] for f in files] for s, files in named.items()}
+    return config.once("beside", look)
+
+def _contents_of(config, root, files):
+    "Path -> content of files that tables name, remembered apart from the tables themselves."
+    entries = stat_files(os.path.abspath(f) for f in dict.fromkeys(files))
+    hashes = file_hashes(Path(root)/"*", entries, config.store, any_file=True, progress=_hashing(root)) if entries else []
+    return dict(zip(dict.fromkeys(files), hashes))
+
 def _shard_identity(config, root, kind):
-    named, hashes, _ = _look_at_shards(config, root, kind)
+    (named, hashes, _), beside = _look_at_shards(config, root, kind), _beside_tables(config, root, kind)
     paths = {s: [e.path for e in entries] for s, entries in named.items()}
-    return dict(config.options, fingerprint={s: fingerprint(p, [hashes[x] for x in p]) for s, p in paths.items()})
+    content = lambda path: digest([hashes[path], *beside[path]], 32) if path in beside else hashes[path]
+    return dict(config.options, fingerprint={s: fingerprint(p, [content(x) for x in p]) for s, p in paths.items()})
 
 def _make_shards(task, root, kind):
     records, hashes = _shard_records(task.config, task.split, root, kind), _look_at_shards(task.config, root, kind)[1]
-    place = lambda item: digest([hashes[item[0]], *item[1:]], 16) if isinstance(item, tuple) and item[0] in hashes else ""
+    own = {path: h for path, h in hashes.items() if path not in _beside_tables(task.config, root, kind)}
+    place = lambda item: digest([own[item[0]], *item[1:]], 16) if isinstance(item, tuple) and item[0] in own else ""
     return make_from_records(task, records, [place(item) for item in records.where], of_files=False)
 
 # %% ../../nbs/data/10_sources.ipynb #c20b22e7
@@ -232,6 +247,7 @@ def _record_facts(parts, ignored=()):
 def _shard_facts(config, split, root, kind):
     held, own = _held(config), _shard_parts(config, root, kind)
     facts = _record_facts(own, _look_at_shards(config, root, kind)[2])
+    facts["notes"] = list(dict.fromkeys([*facts["notes"], *split_records(own, split, *held).notes]))
     shares = [s for s in RECORD_SPLITS if s in own or s == "val" and n_held_out(held[0], len(own["train"]))]
     return facts | dict(splits={s: len(split_records(own, s, *held)) for s in shares})
 
@@ -247,19 +263,20 @@ def _shard_set(place, kind):
                 describe=lambda config, split: _shard_facts(config, split, place(config), kind))
 
 # %% ../../nbs/data/10_sources.ipynb #29275f43
-@register_dataset("parquet", image_size=256, target="PATH", options=dict(image="image", label="label", n_val=None, split_seed=0),
-                  **_shard_set(_target, "parquet"))
+@register_dataset("parquet", image_size=256, target="PATH", **_shard_set(_target, "parquet"),
+                  options=dict(image="image", label="label", id="id", n_val=None, split_seed=0))
 def make_parquet(
     task:BuildTask,  # which split, where to
 ) -> dict:  # what to record
-    "Parquet files below a folder, with columns `image` (bytes, or a struct that has them) and `label`."
+    "Parquet files below a folder, with columns as `data/08_tables` reads them."
     return _make_shards(task, _target(task.config), "parquet")
 
-@register_dataset("webdataset", image_size=256, target="PATH", options=dict(n_val=None, split_seed=0), **_shard_set(_target, "webdataset"))
+@register_dataset("webdataset", image_size=256, target="PATH", options=dict(image="", n_val=None, split_seed=0),
+                  **_shard_set(_target, "webdataset"))
 def make_webdataset(
     task:BuildTask,  # which split, where to
 ) -> dict:  # what to record
-    "WebDataset tars below a folder: images with a number in `.cls`."
+    "WebDataset tars below a folder, read as `data/07_shards` says: images with a number in `.cls`."
     return _make_shards(task, _target(task.config), "webdataset")
 
 # %% ../../nbs/data/10_sources.ipynb #cell-34
@@ -338,8 +355,8 @@ def _imagenet_kind(config):
     root = data_root(config)
     if (_imagenet_folders(root)/"train").is_dir() and any(p.is_dir() for p in (_imagenet_folders(root)/"train").iterdir()): return "folders"
     names = [e.path for e in list_files(root)]
-    for kind, (extension, _) in _SHARDS.items():
-        if any(n.endswith(extension) for n in names): return kind
+    for kind, (endings, _) in _SHARDS.items():
+        if any(n.lower().endswith(endings) for n in names): return kind
     raise FileNotFoundError(f"there is no ImageNet in {root}. Expected there: {config.spec.layout}")
 
 def _imagenet(of_folders, of_shards):
@@ -404,14 +421,18 @@ def _identify_hf(config, split):
     if not on_disk.is_dir(): return dict(config.options, target=config.name, fingerprint={s: d._fingerprint for s, d in parts.items()})
     files = list_files(on_disk)
     hashes = file_hashes(on_disk, files, config.store, any_file=True, progress=_hashing(on_disk))
-    return dict(config.options, fingerprint=fingerprint([e.path for e in files], hashes))
+    named = [p for d in parts.values() if config.options["image"] in d.column_names for p in hf_files(d, config.options["image"])]
+    beside = [*_contents_of(config, on_disk, named).values()]
+    return dict(config.options, fingerprint=fingerprint([e.path for e in files] + [""] * len(beside), hashes + beside))
 
 def _hf_source(config, split):
     on_disk = _hf_folder(config)
     if not on_disk.is_dir(): return dict(root=config.name, state=None)
     return dict(root=str(on_disk), state=config.settings(split)["fingerprint"])
 
-def _hf_facts(config, split): return _record_facts(config.once("parts", lambda: _hf_record_parts(config)))
+def _hf_facts(config, split):
+    facts, records = _record_facts(config.once("parts", lambda: _hf_record_parts(config))), _hf_split_records(config, split)
+    return facts | dict(notes=list(dict.fromkeys([*facts["notes"], *records.notes])))
 
 @register_dataset("hf", image_size=256, target="OWNER/NAME", resumable=True, splits=RECORD_SPLITS, identify=_identify_hf, source=_hf_source,
                   records=_hf_split_records, describe=_hf_facts,

@@ -94,7 +94,8 @@ def common_classes(
                          "which number means which name is not known. Give both the names, or read the files apart")
     else:
         classes = list(dict.fromkeys(name for c in lists for name in c))
-        if all(list(c) == sorted(c) for c in lists): classes.sort()
+        orders = (int, str) if all(name.isdecimal() for name in classes) else (str,)
+        if order := next((o for o in orders if all(list(c) == sorted(c, key=o) for c in lists)), None): classes.sort(key=order)
     number = {name: i for i, name in enumerate(classes)}
     moved = [np.array([number[name] for name in names] + [-1], dtype=np.int64)[labels] for labels, names in parts]
     other = [place for c, place in lists.items() if list(c) != classes[:len(c)] and list(c) != sorted(c)]
