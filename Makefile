@@ -14,7 +14,7 @@ FIGURES  = fig1_fid_curves fig2_qualitative fig3_class_samples fig4_cluster_regi
 	fig7_balanced_samples fig8_cluster_maps table1_memorization table2_balance supp_precision_recall supp_vae_gan claims errata
 EXECUTED = .diffprune/notebooks/$(subst :,_,$(subst /,_,$(DATASET)))/$(PRESET)
 
-.PHONY: demo figures test fuzz lab export clean
+.PHONY: demo figures test lab export clean
 .DEFAULT_GOAL := demo
 
 # An install is repeated only when the requirements change.
@@ -58,10 +58,6 @@ test: $(VENV)/.installed-bundled,dev
 	git diff --exit-code --stat -- nbs || { echo "notebooks are not clean: run nbdev_clean and commit"; exit 1; }
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -n 2 --dist loadfile --durations=15
-
-# Drawn folders, shards and damaged files against slow readers: 2,500 of each, where `make test` draws some dozens.
-fuzz: $(VENV)/.installed-bundled,dev
-	DIFFPRUNE_FUZZ=2500 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -k "drawn or damaged" --hypothesis-show-statistics
 
 lab: $(VENV)/.installed-bundled,lab
 	$(BIN)/jupyter lab --notebook-dir nbs
