@@ -253,7 +253,7 @@ def _shard_set(place, kind):
 def make_parquet(
     task:BuildTask,  # which split, where to
 ) -> dict:  # what to record
-    "Parquet files below a folder, with columns `image` (bytes, or a struct that has them), `label` and `id`; other columns by these options."
+    "Parquet files below a folder, with columns `image` (bytes, or a struct that has them), `label` and `id`."
     return _make_shards(task, _target(task.config), "parquet")
 
 @register_dataset("webdataset", image_size=256, target="PATH", options=dict(image="", n_val=None, split_seed=0),
