@@ -126,6 +126,18 @@ def test_many_changes_within_a_tick_are_all_seen(tmp_path, store):
     assert len(set(seen)) == 30
 
 
+def test_a_change_right_after_hashing_is_seen_although_much_was_left_to_hash(tmp_path, store, monkeypatch):
+    "The table is written when all are hashed, which may take hours; a change within the tick of hashing does not show in a stat."
+    path, real = touch(tmp_path/"d"/"1.png", b"abc"), folders._digest_of
+    def slow(*args):
+        found = real(*args)
+        time.sleep(0.3)
+        return found
+    monkeypatch.setattr(folders, "_digest_of", slow)
+    file_hashes(tmp_path/"d", list_files(tmp_path/"d"), store)
+    assert read_hashes(store, tmp_path/"d") == {} and path.exists()
+
+
 def test_identity_is_that_of_paths_and_contents(tmp_path, store):
     for i in range(3): touch(tmp_path/"x"/f"{i}.png", b"abc")
     seen = [identity(tmp_path/"x", store)]

@@ -105,6 +105,7 @@ def test_a_folder_by_its_name_alone(tmp_path, store, monkeypatch):
     for name in ("some/photos", tmp_path/"some"/"photos", str(tmp_path/"some"/"photos"), "./digits",
                  tmp_path/"digits"): assert len(load_dataset(name, **kwargs)) == 3
     assert len(load_dataset("photos", root=tmp_path/"some", **kwargs)) == 3
+    assert load_dataset("some/photos", **kwargs).paths[0] == str(tmp_path/"some"/"photos"/"0.png"), "paths are absolute"
     assert len(load_dataset("digits", **kwargs)) == 1297, "a registered name comes first"
     with pytest.raises(FileNotFoundError, match="there is no folder"): load_dataset(tmp_path/"nowhere", **kwargs)
     (tmp_path/"tables").mkdir(); (tmp_path/"tables"/"train.parquet").write_bytes(b"x")

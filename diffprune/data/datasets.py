@@ -212,7 +212,8 @@ def _paths(artifact, source):
     if not source or not (artifact.path/"manifest.parquet").exists(): return None
     kept = pd.read_parquet(artifact.path/"manifest.parquet", columns=["path", "reason"]).query("reason == ''")["path"]
     raw = source.get("raw", {})  # for names that are no text, the names that open
-    return [os.path.join(source["root"], raw.get(p, p)) for p in kept]
+    root = source["root"] if source["state"] is None else os.path.abspath(source["root"])
+    return [os.path.join(root, raw.get(p, p)) for p in kept]
 
 # %% ../../nbs/data/04_datasets.ipynb #a9c8c514
 def load_dataset(

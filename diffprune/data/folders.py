@@ -119,12 +119,12 @@ def file_systems(
     words = [(line.split(" ")[2], line.split(" - ")[1].split(" ")[0]) for line in lines if " - " in line]
     return {os.makedev(*map(int, device.split(":"))): kind for device, kind in words}
 
-def _settled(entry, now, kinds):
-    "Whether a later change of the file would show in its stat."
+def _settled(entry, hashed_ns, kinds):
+    "Whether a change of the file after it was hashed would show in its stat."
     kind = kinds.get(entry.device, "")
     if not entry.inode or kind in NO_CHANGE_TIME or kind.startswith("fuse."): return False
     tick = 2_000_000_000 if entry.ctime_ns % 1_000_000_000 == 0 else 100_000_000  # whole seconds, or (with a margin) the kernel's clock
-    return now - entry.ctime_ns > tick
+    return hashed_ns - entry.ctime_ns > tick
 
 # %% ../../nbs/data/05_folders.ipynb #9f9851c7
 _STAT = list(FileEntry._fields[1:])
@@ -141,9 +141,10 @@ def read_hashes(
     except (OSError, ValueError): return {}
     return dict(zip(zip(*(table[c].tolist() for c in _STAT)), table["sha256"].tolist()))
 
-def _write_hashes(store, folder, entries, hashes, kinds):
-    now = time.time_ns()
-    rows = [(*e[1:], h) for e, h in zip(entries, hashes) if h and not h.startswith("!") and _settled(e, now, kinds)]
+def _write_hashes(store, folder, entries, hashes, begun):
+    "Remember the hashes of files that were settled when reading them began; None stands for what was remembered before."
+    kinds = file_systems()
+    rows = [(*e[1:], h) for e, h, ns in zip(entries, hashes, begun) if not h.startswith("!") and (ns is None or _settled(e, ns, kinds))]
     table = pd.DataFrame(rows, columns=[*_STAT, "sha256"]).astype(dict(zip(_STAT, ["int64"] * 3 + ["uint64"] * 2)))
     try:
         with temporary_path(_table_path(store, folder)) as tmp: table.to_parquet(tmp, index=False)
@@ -153,23 +154,24 @@ def _write_hashes(store, folder, entries, hashes, kinds):
 MAX_FILE = 2**28  # bytes; a larger picture is listed in the manifest and left out
 
 def _digest_of(path, entry, limit):
-    "SHA-256 of a file that keeps still, and what `entry` should have said of it; or why there is none."
-    if entry.size < 0: return "!not a regular file", entry
+    "SHA-256 of a file that keeps still, or why there is none; what `entry` should have said of it; and when reading began."
     for _ in range(5):
-        if limit and entry.size > limit: return f"!{entry.size} bytes", entry
-        h = hashlib.sha256()
+        h, begun = hashlib.sha256(), time.time_ns()
+        if entry.size < 0: return "!not a regular file", entry, begun
+        if limit and entry.size > limit: return f"!{entry.size} bytes", entry, begun
         try:
             with open(path, "rb") as file:
                 while block := file.read(2**20): h.update(block)
                 s = os.fstat(file.fileno())
-        except OSError as e: return f"!{e.strerror}", entry
+        except OSError as e: return f"!{e.strerror}", entry, begun
         seen = FileEntry(entry.path, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_dev, s.st_ino)
-        if seen == entry: return h.hexdigest(), entry
+        if seen == entry: return h.hexdigest(), entry, begun
         entry = seen
     raise OSError(f"{path} changes while it is being read")
 
 def _look(path, entry, any_file):
-    if not any_file and not called_image(entry.path) and not (entry.size > 0 and opens_as_image(path)): return NO_IMAGE, entry
+    begun = time.time_ns()
+    if not any_file and not called_image(entry.path) and not (entry.size > 0 and opens_as_image(path)): return NO_IMAGE, entry, begun
     return _digest_of(path, entry, None if any_file else MAX_FILE)
 
 # %% ../../nbs/data/05_folders.ipynb #2a7b6895
@@ -181,18 +183,18 @@ def file_hashes(
     progress:str="",  # title of a progress bar; none if empty
 ) -> list[str]:  # SHA-256 of each file; `NO_IMAGE` for other files; "!" and a reason for what cannot be read
     "The content of each file in 64 digits. Files whose stat is that of a file hashed before are not read."
-    store, kinds = store or Store(), file_systems()
+    store = store or Store()
     known = read_hashes(store, folder)
     hashes = [known.get(e[1:], "") if e.size >= 0 else "" for e in entries]
     wanted = lambda e, h: not h or h == NO_IMAGE and (any_file or called_image(e.path))
     todo = [i for i, (e, h) in enumerate(zip(entries, hashes)) if wanted(e, h)]
     if not todo: return hashes
-    entries = list(entries)
+    entries, begun = list(entries), [None] * len(entries)
     look = lambda i: (i, *_look(os.path.join(folder, entries[i].path), entries[i], any_file))
     bar = tqdm(total=len(todo), desc=progress, disable=not progress or len(todo) < 1000, unit="file")
     with ThreadPoolExecutor(min(32, 2 * (os.cpu_count() or 1))) as pool, bar:
-        for i, found, entry in pool.map(look, todo): hashes[i], entries[i] = found, entry; bar.update()
-    _write_hashes(store, folder, entries, hashes, kinds)
+        for i, *found in pool.map(look, todo): hashes[i], entries[i], begun[i] = found; bar.update()
+    _write_hashes(store, folder, entries, hashes, begun)
     return hashes
 
 # %% ../../nbs/data/05_folders.ipynb #cell-10
