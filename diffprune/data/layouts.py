@@ -314,14 +314,13 @@ def _why_ignored(path, read):
     return "an archive, which is not opened" if path.lower().endswith(_ARCHIVES) else "no image"
 
 def _losses(ignored):
-    "What else may hold pictures that the owner means: a line for each kind."
-    kinds = {why: [path for path, reason in ignored if reason == why] for _, why in ignored}
-    unopened, archives = kinds.get("a format that cannot be opened here", []), kinds.get("an archive, which is not opened", [])
-    return (
-        [f"{n_of(len(unopened), 'picture')} left out, of formats that cannot be opened here: {several(unopened)}"] if unopened else []
-    ) + ([f"{n_of(len(archives), 'archive')} not opened: {several(archives)}"] if archives else [])
+    "Lines about other files that may hold pictures the owner means."
+    of = lambda why: [path for path, reason in ignored if reason == why]
+    unopened, archives = of("a format that cannot be opened here"), of("an archive, which is not opened")
+    lines = [f"{n_of(len(unopened), 'picture')} left out, of formats that cannot be opened here: {several(unopened)}"] * bool(unopened)
+    return lines + [f"{n_of(len(archives), 'archive')} not opened: {several(archives)}"] * bool(archives)
 
-# %% ../../nbs/data/06_layouts.ipynb #da0616ba
+# %% ../../nbs/data/06_layouts.ipynb #fe271b11
 def read_layout(
     root,  # the folder
     splits:str="auto",  # "auto", "folders" or "none": whether folders called like splits are splits
