@@ -9,12 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffprune.core.store import Store
+from diffprune.core.store import Rows, Store
 from diffprune.data import datasets as data
 from diffprune.data.datasets import (
     DATASETS,
     ImageDataset,
-    Rows,
     contact_sheet,
     dataset_config,
     dataset_key,
