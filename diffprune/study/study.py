@@ -33,6 +33,7 @@ from ..metrics.evaluate import metric_name
 from ..pruning.registry import parse_method
 from .costs import Machine, count_images, estimate_costs
 from .departures import make_pipeline
+from .makers import fitted_pruner
 from .presets import load_preset
 from .runs import Run, as_list, grid
 from .schedule import default_workers, running, start_workers, study_devices, watch_workers
@@ -353,6 +354,15 @@ def features(self:Study,
 ) -> np.ndarray:  # (n, d)
     "Features of the images that a run generated."
     return self._array(self.pipeline.compared(self.pipeline.samples(run), backbone), "features")
+
+# %% ../../nbs/study/07_study.ipynb #1b1d27b2
+@patch
+def pruner(self:Study,
+    run:Run,  # a pruned one
+):  # fitted `Pruner`
+    "The pruner that chose the subset of a run."
+    stage, context = self.pipeline.subset(run), self.context(progress=False)
+    return fitted_pruner(stage, {name: materialise(s, context) for name, s in stage.inputs.items()})
 
 # %% ../../nbs/study/07_study.ipynb #918740cf
 @patch
