@@ -41,7 +41,8 @@ class Stage:
     ) -> Key:
         "The key of the artifact; nothing is computed."
         if not self._key:
-            self._key.append(store.key(self.kind, self.settings, {name: s.key(store) for name, s in self.inputs.items()}, self.version))
+            inputs = {name: s.key(store) for name, s in self.inputs.items()}
+            self._key.append(store.key(self.kind, self.settings, inputs, self.version))
         return self._key[0]
 
     def tree(self) -> list:  # of Stage, each object once
@@ -107,16 +108,9 @@ def materialise(
     if stage.obtain: return _by_first(lambda: stage.obtain(context))
     artifacts = {name: materialise(i, context) for name, i in stage.inputs.items()}
     make = lambda folder: stage.make(stage, artifacts, folder, context if is_main() else replace(context, progress=False))
-    build = lambda make: context.store.build(
-        stage.kind,
-        stage.settings,
-        artifacts,
-        make,
-        version=stage.version,
-        force=force,
-        resumable=stage.resumable,
-        facts=dict(device=context.device, processes=me.world if stage.parallel else 1, code=code_version(stage.make, *stage.code)),
-    )
+    facts = dict(device=context.device, processes=me.world if stage.parallel else 1, code=code_version(stage.make, *stage.code))
+    build = lambda make: context.store.build(stage.kind, stage.settings, artifacts, make, version=stage.version, force=force,
+                                             resumable=stage.resumable, facts=facts)
     made = _by_all(build, make) if stage.parallel else _by_first(lambda: build(make))
     context.done.add(key.hash)
     return made

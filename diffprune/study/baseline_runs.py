@@ -48,9 +48,8 @@ def make_baseline_samples(stage, artifacts, folder, context):
     settings, s = artifacts["model"].meta["settings"], stage.settings
     model = BASELINES[settings["kind"]][0](from_settings(BaselineConfig, settings["model"]))
     model.load_state_dict(load_file(artifacts["model"].path/"model.safetensors"))
-    images = generate_images(
-        model.to(context.device), range(s["n_samples"]), s["noise_seed"], device=context.device, progress=context.progress
-    )
+    how = dict(device=context.device, progress=context.progress)
+    images = generate_images(model.to(context.device), range(s["n_samples"]), s["noise_seed"], **how)
     save_array(folder/"images.npy", images)
     save_array(folder/"labels.npy", np.full(len(images), -1))
 
@@ -114,8 +113,8 @@ def relative_rise(
     rows = table[(table.metric == metric) & (table.method != "validation")]
     whole = table[(table.metric == metric) & (table.pruning_ratio == 0)].set_index(["method", "seed"]).value
     keys = [((unpruned or {}).get(m, m), s) for m, s in zip(rows.method, rows.seed)]
-    if absent := [k for k in keys if k not in whole.index]:
-        raise ValueError(f"no unpruned value of {absent[0][0]} with seed {absent[0][1]} in the table")
+    absent = [k for k in keys if k not in whole.index]
+    if absent: raise ValueError(f"no unpruned value of {absent[0][0]} with seed {absent[0][1]} in the table")
     base = np.array([whole[k] for k in keys], dtype=float)
     label = rows["name"] + " / its unpruned value − 1" if "name" in rows else None
     out = rows.assign(metric=f"{metric}_rise", value=rows.value.to_numpy(float)/base - 1)

@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import torch
-from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from ..core.store import Store
@@ -87,7 +86,7 @@ def seconds_by_batch(
     call,  # call(b) works on b images
     batch:int,  # wanted size
     budget:float=1.0,  # seconds for each of the two sizes
-    device="cpu",  # its queue is emptied before the clock is read
+    device="cpu",  # as for `seconds_of`
 ) -> tuple:  # (seconds a call, seconds an image more)
     "Fit a + c·b through two batch sizes: one image, and the wanted number or the most that the budget allows."
     one = seconds_of(lambda: call(1), budget, device)
@@ -102,8 +101,8 @@ def seconds_by_batch(
 
 # %% ../../nbs/study/05_costs.ipynb #cell-14
 def operations_per_second(
-    device="cpu",  # where the product is computed
-    size:int=1024,  # rows and columns of the matrices
+    device="cpu",  # where it multiplies
+    size:int=1024,  # rows and columns
     budget:float=0.3,  # seconds
 ) -> float:
     "Multiply-adds a second in a product of square float32 matrices."
@@ -112,14 +111,12 @@ def operations_per_second(
 
 # %% ../../nbs/study/05_costs.ipynb #cell-17
 def time_vqvae(
-    model:dict,  # settings of the stage: fields of `VQVAEConfig`
-    train:dict,  # settings of the stage: fields of `TrainConfig`
+    model:dict, train:dict,  # settings of a stage of the VQ-VAE
     image_size:int,  # pixels
-    device="cpu",  # "cpu", "cuda", "cuda:1", "mps"
+    device="cpu",  # to be timed
     budget:float=1.0,  # seconds per measurement
-) -> dict:
-    """Seconds of a training step (a, c), of encoding an image and of decoding one, and the number of parameters. The two dictionaries
-    are settings of a stage."""
+) -> dict:  # step: (a, c); encode, decode: seconds per image; parameters; latent_shape
+    "Time the autoencoder: its training step, its encoder and its decoder."
     cfg = VQVAEConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in model.items()})
     train = TrainConfig(**{**train, "betas": tuple(train["betas"])})
     images = np.random.default_rng(0).integers(0, 256, (max(train.batch_size, 64), 3, image_size, image_size), dtype=np.uint8)
@@ -131,9 +128,8 @@ def time_vqvae(
     with torch.no_grad():
         found["encode"] = seconds_by_batch(lambda b: net.encode(to_float(images[:b]).to(device)), 64, budget, device)[1]
         z = net.encode(to_float(images[:2]).to(device)).cpu().numpy()
-        found["decode"] = seconds_by_batch(
-            lambda b: decode_latents(net, np.resize(z, (b, *z.shape[1:])), device=device, progress=False), 64, budget, device
-        )[1]
+        decode = lambda b: decode_latents(net, np.resize(z, (b, *z.shape[1:])), device=device, progress=False)
+        found["decode"] = seconds_by_batch(decode, 64, budget, device)[1]
     return dict(found, latent_shape=list(z.shape[1:]))
 
 def _trainer_device(device): return "cpu" if str(device) == "cpu" else None
@@ -146,7 +142,7 @@ def _steps(trainer):
 
 # %% ../../nbs/study/05_costs.ipynb #cell-19
 def free_memory(
-    device="cpu",  # "cpu", "cuda", "cuda:1", "mps"
+    device="cpu",  # "cpu" or a GPU
 ) -> float:
     "Bytes that are free on the device."
     if str(device).startswith("cuda"): return torch.cuda.mem_get_info()[0]
@@ -166,14 +162,14 @@ def layers_to_time(
     seconds = 3*12*tokens*width**2/speed
     return min(depth, max(2, int(min(budget/seconds, memory/2/(20*layer))))), depth
 
-# %% ../../nbs/study/05_costs.ipynb #a8e21f18
+# %% ../../nbs/study/05_costs.ipynb #cell-22
 def time_dit(
     arch:dict,  # name, input_size, in_channels, num_classes
     train:dict,  # settings of its training
     dropout:float=0.1,  # share of labels dropped
     batch:int=256,  # of sampling and probing
-    device="cpu",  # "cpu", "cuda", "cuda:1", "mps"
-    budget:float=1.0,  # seconds a measurement
+    device="cpu",  # to be timed
+    budget:float=1.0,  # seconds per measurement
     gradients:bool=True,  # time gradient norms too
 ) -> dict:  # step: (a, c); forward, gradient: seconds per image and draw; parameters; layers: a note, or ""
     "Time a diffusion model: its training step, its forward pass and a gradient norm of one sample."
@@ -192,13 +188,8 @@ def time_dit(
     net.eval()
     found["forward"] = seconds_by_batch(lambda b: sample_ode(net, *part(b), n_steps=1), batch, budget, device)[1]
     if gradients:
-        probe = lambda b: probe_norms(
-            net,
-            ProbeSet(x[:b].numpy(), np.arange(b), None if y is None else y[:b].numpy()),
-            ProbeGrid(n_noise=1),
-            device=device,
-            progress=False,
-        )
+        samples = lambda b: ProbeSet(x[:b].numpy(), np.arange(b), None if y is None else y[:b].numpy())
+        probe = lambda b: probe_norms(net, samples(b), ProbeGrid(n_noise=1), device=device, progress=False)
         found["gradient"] = seconds_by_batch(probe, 64, budget, device)[1]
     scaled = {k: tuple(v*scale for v in t) if isinstance(t, tuple) else t*scale for k, t in found.items()}
     return dict(scaled, parameters=parameters, layers=f"{layers} of {depth} layers timed" if layers < depth else "")
@@ -206,11 +197,11 @@ def time_dit(
 # %% ../../nbs/study/05_costs.ipynb #cell-26
 def time_backbone(
     name:str,  # of the backbone
-    image_size:int,  # of the images it is given, pixels
-    device="cpu",  # "cpu", "cuda", "cuda:1", "mps"
-    budget:float=1.0,  # seconds per batch size
-) -> tuple:
-    "Seconds an image, and the width of the features. Raises `ModuleNotFoundError` for the bundled one without its package."
+    image_size:int,  # pixels of the images before they are resized
+    device="cpu",  # to be timed
+    budget:float=1.0,  # seconds per measurement
+) -> tuple:  # seconds per image, width of the features
+    "Time a backbone, with random weights if it is one of the large ones. Raises `ModuleNotFoundError` where its package is missing."
     kind, variant = parse_backbone(name)
     images = np.random.default_rng(0).integers(0, 256, (64, 3, image_size, image_size), dtype=np.uint8)
     if kind in ("lite0", "pixels"):
@@ -237,7 +228,7 @@ def _inception(variant):
 
 _UNTRAINED = dict(clip=_clip, dinov2=_dinov2, inception=_inception)
 
-# %% ../../nbs/study/05_costs.ipynb #eeadc60a
+# %% ../../nbs/study/05_costs.ipynb #cell-30
 class Machine:
     "Timings of this machine, made when they are first asked for."
     def __init__(self,
@@ -253,41 +244,33 @@ class Machine:
         return self._known[key]
 
     @property
-    def speed(
-        self,
-    ):
+    def speed(self) -> float:
         "Multiply-adds per second."
         return self._once("speed", lambda: operations_per_second(self.device))
 
-# %% ../../nbs/study/05_costs.ipynb #11bec325
-@patch
-def vqvae(self:Machine,
-    settings,  # of the stage
-):
-    "Timings of an autoencoder, as `time_vqvae` gives them."
-    return self._once(
-        ("vqvae", repr(settings)), lambda: time_vqvae(settings["model"], settings["train"], self.image_size, self.device, self.budget)
-    )
+    def vqvae(self,
+        settings:dict,  # of its stage
+    ) -> dict:
+        "What `time_vqvae` finds."
+        model, train = settings["model"], settings["train"]
+        return self._once(("vqvae", repr(settings)), lambda: time_vqvae(model, train, self.image_size, self.device, self.budget))
 
-@patch
-def dit(self:Machine,
-    settings,  # of the stage
-    latent_shape,  # (C, h, w)
-):
-    "Timings of a diffusion model, as `time_dit` gives them."
-    classes = (self.counts.classes or 1000) if settings["conditional"] else 0
-    arch = dict(name=settings["dit"], input_size=latent_shape[-1], in_channels=latent_shape[0], num_classes=classes)
-    key = repr((arch, {k: v for k, v in settings["train"].items() if k not in ("seed", "steps", "schedule")}))
-    return self._once(
-        ("dit", key), lambda: time_dit(arch, settings["train"], settings["class_dropout_prob"], device=self.device, budget=self.budget)
-    )
+    def dit(self,
+        settings:dict,  # of a stage that trains it
+        latent_shape,  # (C, h, w)
+    ) -> dict:
+        "What `time_dit` finds, once for all lengths of training."
+        classes = (self.counts.classes or 1000) if settings["conditional"] else 0
+        arch = dict(name=settings["dit"], input_size=latent_shape[-1], in_channels=latent_shape[0], num_classes=classes)
+        key = repr((arch, {k: v for k, v in settings["train"].items() if k not in ("seed", "steps", "schedule")}))
+        dropout, how = settings["class_dropout_prob"], dict(device=self.device, budget=self.budget)
+        return self._once(("dit", key), lambda: time_dit(arch, settings["train"], dropout, **how))
 
-@patch
-def backbone(self:Machine,
-    name,  # of the backbone
-):  # seconds an image, width of the features
-    "Seconds per image and width of the features."
-    return self._once(("backbone", name), lambda: time_backbone(name, self.image_size, self.device, self.budget))
+    def backbone(self,
+        name:str,  # of the backbone
+    ) -> tuple:  # seconds per image, width of the features
+        "What `time_backbone` finds."
+        return self._once(("backbone", name), lambda: time_backbone(name, self.image_size, self.device, self.budget))
 
 # %% ../../nbs/study/05_costs.ipynb #cell-31
 @dataclass(frozen=True)
@@ -382,14 +365,14 @@ def _light(stage, m):
     n = _count(stage.inputs["images"], m)
     return Cost(0.0, 8*n*(1 - stage.settings["pruning_ratio"]) if stage.kind == "subset" else 8*n)
 
-# %% ../../nbs/study/05_costs.ipynb #2b951e39
+# %% ../../nbs/study/05_costs.ipynb #7b73a61c
 RULES = dict(images=_images, vqvae=_vqvae, latents=_latents, features=_features, clusters=_clusters, proxy=_proxy, surrogates=_surrogates,
              influence=_influence, scores=_light, subset=_light, model=_model, samples=_samples, reference=_reference, metrics=_metrics)
 OVERHEAD = dict(seconds=0.05, bytes=4000)  # of any stage: loading, checksums, artifact.json
 
 def cost_of(
-    stage,  # to be made
-    machine:Machine,  # its timings
+    stage,  # an object with kind, settings and inputs
+    machine:Machine,  # that is timed
 ) -> Cost:
     "The estimate of one stage. What is unknown is NaN, with the reason."
     try: found = RULES[stage.kind](stage, machine)
@@ -400,9 +383,9 @@ def cost_of(
 # %% ../../nbs/study/05_costs.ipynb #cell-35
 def estimate_costs(
     stages,  # to be made: objects with kind, settings and inputs
-    machine:Machine,  # its timings
-    progress:bool=True,  # show a bar
-) -> pd.DataFrame:  # a row a stage: device_hours, gib, working_gib, note
+    machine:Machine,  # that is timed
+    progress:bool=True,  # show a progress bar
+) -> pd.DataFrame:  # one row per stage: device_hours, gib, working_gib, note
     "The cost of every stage, from timings made now."
     found = [cost_of(s, machine) for s in tqdm(stages, desc="timing this machine", unit="stage", disable=not progress)]
     return pd.DataFrame(dict(device_hours=[c.seconds/3600 for c in found], gib=[c.bytes/2**30 for c in found],

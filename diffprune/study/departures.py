@@ -9,7 +9,7 @@ __all__ = ['DEPARTURES', 'LATENT_SCALES', 'Departure', 'check_departures', 'depa
            'make_single_draw_scores', 'make_ema_proxy', 'make_stale_surrogates', 'make_constant_latents',
            'make_unclamped_samples', 'make_swapped_metrics', 'DepartingPipeline', 'make_pipeline']
 
-# %% ../../nbs/study/04_departures.ipynb #21773d2d
+# %% ../../nbs/study/04_departures.ipynb #8a260cf0
 import shutil
 from dataclasses import dataclass, field, replace
 
@@ -38,6 +38,7 @@ from diffprune.study.makers import (
 )
 from .pipeline import Pipeline, once
 from .presets import Preset, override
+from .runs import Run
 
 # %% ../../nbs/study/04_departures.ipynb #45c1188e
 @dataclass(frozen=True)
@@ -58,82 +59,54 @@ class Departure:
 # %% ../../nbs/study/04_departures.ipynb #58c036b9
 DEPARTURES = {
     "random_per_rank": Departure(
-        "one random subset is drawn and trained on", "each of 4 processes draws its own; the model sees the union", "subset", ("random",)
-    ),
+        "one random subset is drawn and trained on",
+        "each of 4 processes draws its own; the model sees the union", "subset", ("random",)),
     "monotonicity_sorted_by_key": Departure(
         "the samples with the highest counts are kept",
-        "the ranking is sorted again by key: the lowest indices are kept",
-        "subset",
-        ("monotonicity",),
-    ),
+        "the ranking is sorted again by key: the lowest indices are kept", "subset", ("monotonicity",)),
     "mid_slice_short": Departure(
         "the middle of the ranking is kept",
         "the slice ends at the number kept instead of so many after its start: too few, and none from a ratio of 2/3 on",
-        "subset",
-        keep="mid",
-    ),
+        "subset", keep="mid"),
     "quota_truncated": Departure(
-        "each cluster gives its share", "each share is cut to a whole number, so the total is missed", "subset", ("cluster",)
-    ),
+        "each cluster gives its share",
+        "each share is cut to a whole number, so the total is missed", "subset", ("cluster",)),
     "single_random_draw": Departure(
         "scores at a fixed small noise level",
-        "EL2N and GraNd: one random time and noise per sample",
-        "scores",
-        ("el2n", "grand"),
-        overrides={"proxy.times": tuple(round(0.05 + 0.1 * i, 2) for i in range(10)), "proxy.n_noise": 1},
-    ),
+        "EL2N and GraNd: one random time and noise per sample", "scores", ("el2n", "grand"),
+        overrides={"proxy.times": tuple(round(0.05 + 0.1*i, 2) for i in range(10)), "proxy.n_noise": 1}),
     "ema_scores": Departure(
         "scores of a model in an early phase of training",
-        "EL2N and GraNd of averaged (EMA) weights, late in training",
-        "proxy",
-        ("el2n", "grand"),
-    ),
-}
-
-# %% ../../nbs/study/04_departures.ipynb #ac228cf7
-DEPARTURES |= {
+        "EL2N and GraNd of averaged (EMA) weights, late in training", "proxy", ("el2n", "grand")),
     "moso_stale_label": Departure(
         "each sample's gradient is taken under its own label",
-        "the second pass goes on with the last label of the first",
-        "surrogates",
-        ("moso",),
-    ),
+        "the second pass goes on with the last label of the first", "surrogates", ("moso",)),
     "moso_twelve_splits": Departure(
         "the number of surrogates is not given",
-        "12 splits are trained, 120 are scored",
-        "surrogates",
-        ("moso",),
-        overrides={"proxy.n_surrogates": 12},
-        settings_only=True,
-    ),
-    "latents_constant_scale": Departure("latents are normalised", "one constant: 0.18215 with 4 channels, 0.826 with 8", "latents"),
+        "12 splits are trained, 120 are scored", "surrogates", ("moso",), overrides={"proxy.n_surrogates": 12}, settings_only=True),
+}
+
+# %% ../../nbs/study/04_departures.ipynb #b1f29564
+DEPARTURES |= {
+    "latents_constant_scale": Departure(
+        "latents are normalised",
+        "one constant: 0.18215 with 4 channels, 0.826 with 8", "latents"),
     "guidance_three_channels": Departure(
         "guidance of the whole velocity",
-        "of the first 3 latent channels, of 4 or 8",
-        "samples",
-        overrides={"sample.cfg_channels": 3},
-        settings_only=True,
-    ),
+        "of the first 3 latent channels, of 4 or 8", "samples", overrides={"sample.cfg_channels": 3}, settings_only=True),
     "euler_60_grid": Departure(
         "the solver's steps are not given",
-        "Euler on a grid of 60 points, which is 59 updates",
-        "samples",
-        overrides={"sample.method": "euler", "sample.n_steps": 59},
-        settings_only=True,
-    ),
+        "Euler on a grid of 60 points, which is 59 updates", "samples",
+        overrides={"sample.method": "euler", "sample.n_steps": 59}, settings_only=True),
     "fid_unclamped": Departure(
-        "images have values from 0 to 255", "cast to bytes without clamping: what is too bright turns dark, and the reverse", "samples"
-    ),
+        "images have values from 0 to 255",
+        "cast to bytes without clamping: what is too bright turns dark, and the reverse", "samples"),
     "validation_reference": Departure(
         "the reference of FID is not given",
-        "the folder of validation images",
-        "metrics",
-        overrides={"reference": "val"},
-        settings_only=True,
-    ),
+        "the folder of validation images", "metrics", overrides={"reference": "val"}, settings_only=True),
     "precision_recall_swapped": Departure(
-        "precision is fidelity, recall is diversity", "the two were swapped by the metrics library of the time (F is unaffected)", "metrics"
-    ),
+        "precision is fidelity, recall is diversity",
+        "the two were swapped by the metrics library of the time (F is unaffected)", "metrics"),
 }
 
 # %% ../../nbs/study/04_departures.ipynb #e2a38aa2
@@ -142,8 +115,8 @@ def check_departures(
 ) -> tuple:
     "The names, sorted and each once. Raises `ValueError` for an unknown one, or for a text in place of a list."
     if isinstance(names, str): raise ValueError(f"departures must be a list of names, not the text {names!r}")
-    if unknown := [n for n in names if n not in DEPARTURES]:
-        raise ValueError(f"unknown departure {unknown[0]!r}; known are {', '.join(DEPARTURES)}")
+    unknown = [n for n in names if n not in DEPARTURES]
+    if unknown: raise ValueError(f"unknown departure {unknown[0]!r}; known are {', '.join(DEPARTURES)}")
     return tuple(sorted(set(names)))
 
 def depart(
@@ -172,7 +145,7 @@ def with_departures(
 def union_of_ranks(
     ids,  # (N,) of the training samples
     pruning_ratio:float,  # of each process
-    seed:int,  # of the draws
+    seed:int,  # of the run
     n_ranks:int=4,  # processes
 ) -> np.ndarray:  # sorted positions
     "The samples that at least one process kept, when each draws its own random subset."
@@ -186,8 +159,8 @@ def _ranked(scores, members, keep, ids, seed):
     return members[np.lexsort((uniform_keys(ids, seed, "ties")[members], sign*scores[members]))]
 
 def short_slices(
-    scores,  # (N,) one score a sample
-    pruning_ratio:float,  # pruned share, in [0, 2/3)
+    scores,  # (N,) one score per sample
+    pruning_ratio:float,  # in [0, 1)
     groups,  # (N,) cluster of each sample, or None
     ids,  # (N,) unique ids
     seed:int,  # of ties
@@ -203,11 +176,11 @@ def short_slices(
     return kept
 
 def truncated_quotas(
-    scores,  # (N,)
-    pruning_ratio:float,  # pruned share
+    scores,  # (N,) one score per sample
+    pruning_ratio:float,  # in [0, 1)
     keep:str,  # "high", "mid" or "low"
     groups,  # (N,) cluster of each sample
-    ids,  # (N,)
+    ids,  # (N,) unique ids
     seed:int,  # of ties
 ) -> np.ndarray:  # sorted positions
     "Each group keeps the whole part of its share. Raises `ValueError` for another `keep`."
@@ -219,12 +192,10 @@ def truncated_quotas(
 # %% ../../nbs/study/04_departures.ipynb #07d111e6
 def departing_subset(
     names,  # departures that act in this stage
-    scores,  # (N,)
-    pruning_ratio:float,  # pruned share
-    keep:str,  # "high", "mid" or "low"
+    scores,  # (N,) one score per sample
+    pruning_ratio:float, keep:str,  # as for `truncated_quotas`
     groups,  # (N,) clusters, or None
-    ids,  # (N,) unique ids
-    seed:int,  # of draws and ties
+    ids, seed:int,  # as for `truncated_quotas`
 ) -> np.ndarray:  # sorted positions
     "What is kept under departures; where several concern one method, the first in the order of the list decides."
     if "random_per_rank" in names: return union_of_ranks(ids, pruning_ratio, seed)
@@ -235,8 +206,8 @@ def departing_subset(
 # %% ../../nbs/study/04_departures.ipynb #02aee517
 def single_draw(
     values:np.ndarray,  # (N, D) a loss or norm at each time and noise
-    ids,  # (N,)
-    seed:int,  # of the pick
+    ids,  # (N,) unique ids
+    seed:int,  # of the picks
 ) -> np.ndarray:  # (N,)
     "One draw of each sample, picked at random: what is compared between samples is mostly which time they happened to get."
     values = np.asarray(values, dtype=float)
@@ -246,11 +217,10 @@ def single_draw(
 # %% ../../nbs/study/04_departures.ipynb #7977b2be
 def stale_label_products(
     model,  # a surrogate
-    samples:ProbeSet,  # all training samples
-    grid:ProbeGrid,  # times and noises, D of them
-    batch_size:int=64,  # samples whose gradients are taken together
-    device="cpu",  # of the model
-    progress:bool=False,  # accepted for the sake of its sibling; no bar is shown
+    samples:ProbeSet,  # latents, ids and labels of N samples
+    grid:ProbeGrid,  # D draws of time and noise
+    batch_size:int=64,  # samples at a time
+    device="cpu",  # of the surrogate
 ) -> np.ndarray:  # float32 (N, D)
     "MoSo's products where only the mean gradient is taken under the samples' own labels, the others' under the last one."
     out, tensor = np.empty((len(samples), len(grid)), dtype=np.float32), lambda a: torch.as_tensor(np.array(a)).to(device)
@@ -259,10 +229,8 @@ def stale_label_products(
         for i in range(0, len(samples), batch_size):
             rows = slice(i, min(i + batch_size, len(samples)))
             x_1 = tensor(samples.latents[rows])
-            x_0, t = (
-                grid.noise(d, samples.ids[rows], x_1.shape[1:], device).to(x_1.dtype),
-                torch.full((len(x_1),), grid.draw_times[d], device=device),
-            )
+            x_0 = grid.noise(d, samples.ids[rows], x_1.shape[1:], device).to(x_1.dtype)
+            t = torch.full((len(x_1),), grid.draw_times[d], device=device)
             y = None if samples.labels is None else tensor(np.full(len(x_1), samples.labels[-1]))
             found = sample_gradients(model, lambda: flow_matching_loss(model.forward, x_1=x_1, x_0=x_0, t=t, y=y), mean)
             out[rows, d] = leave_one_out(found.dot.double().cpu().numpy(), found.sq_norm.double().cpu().numpy(), len(samples))
@@ -290,16 +258,12 @@ def bytes_unclamped(
 def decode_unclamped(
     vqvae,  # trained autoencoder
     latents,  # (N, C, h, w), not normalised
-    batch_size:int=64,  # images decoded together
+    batch_size:int=64,  # images at a time
     device="cpu",  # of the autoencoder
 ) -> np.ndarray:  # uint8 (N, 3, H, W)
     "Images of latents as bytes, without clamping."
-    return np.concatenate(
-        [
-            bytes_unclamped(vqvae.decode(torch.as_tensor(np.array(latents[i : i + batch_size])).to(device)))
-            for i in range(0, len(latents), batch_size)
-        ]
-    )
+    def decode(rows): return bytes_unclamped(vqvae.decode(torch.as_tensor(np.array(latents[rows])).to(device)))
+    return np.concatenate([decode(slice(i, i + batch_size)) for i in range(0, len(latents), batch_size)])
 
 # %% ../../nbs/study/04_departures.ipynb #95868610
 def swapped(
@@ -368,45 +332,45 @@ class DepartingPipeline(Pipeline):
         settings = with_departures(stage.settings, names, stage.kind, method, keep)
         return stage if settings is stage.settings else replace(stage, settings=settings, make=_MAKERS[stage.kind], parallel=False)
 
-# %% ../../nbs/study/04_departures.ipynb #b0bf80ab
+# %% ../../nbs/study/04_departures.ipynb #b117de65
 @patch
 @once
 def latents(self:DepartingPipeline) -> Stage:
     "The encoded training set, perhaps scaled by one constant."
     return self._depart(Pipeline.latents(self))
 
-    @once
-    def latents(self):
-        "The encoded training set, perhaps with one constant scale."
-        return self._depart(super().latents())
-    @once
-    def surrogates(self,
-        seed,  # of weights, batches and folds
-    ):
-        "MoSo's surrogates, perhaps with a stale label."
-        return self._depart(super().surrogates(seed))
-    @once
-    def compare(self,
-        images,  # generated or real ones
-    ):
-        "Metrics against the reference, perhaps with precision and recall exchanged."
-        return self._depart(super().compare(images))
-    @once
-    def samples(self,
-        run,  # whose model draws
-    ):
-        "Generated images, perhaps unclamped."
-        return self._depart(super().samples(run))
+@patch
+@once
+def surrogates(self:DepartingPipeline,
+    seed:int,  # as for `Pipeline.surrogates`
+) -> Stage:
+    "MoSo's surrogates, perhaps with stale labels."
+    return self._depart(Pipeline.surrogates(self, seed))
 
-# %% ../../nbs/study/04_departures.ipynb #46495d09
+@patch
+@once
+def samples(self:DepartingPipeline,
+    run:Run,  # as for `Pipeline.samples`
+) -> Stage:
+    "Generated images, perhaps unclamped."
+    return self._depart(Pipeline.samples(self, run))
+
+@patch
+@once
+def compare(self:DepartingPipeline,
+    images:Stage,  # as for `Pipeline.compare`
+) -> Stage:
+    "Metrics, perhaps with two of them swapped."
+    return self._depart(Pipeline.compare(self, images))
+
+# %% ../../nbs/study/04_departures.ipynb #f8b521f2
 @patch
 @once
 def scores(self:DepartingPipeline,
-    base,  # a method with scores
-    seed,  # of the pre-training
-):
-    "Scores, perhaps of one draw or of averaged weights."
-    stage = super(DepartingPipeline, self).scores(base, seed)
+    base:str, seed:int,  # as for `Pipeline.scores`
+) -> Stage:
+    "Scores, perhaps of one draw, or of a proxy with averaged weights."
+    stage = Pipeline.scores(self, base, seed)
     base = stage.settings["base"]  # of the method whose scores these are
     if "proxy" in stage.inputs: stage = replace(stage, inputs=dict(stage.inputs, proxy=self._depart(stage.inputs["proxy"], base)))
     return self._depart(stage, base)
@@ -414,11 +378,11 @@ def scores(self:DepartingPipeline,
 @patch
 @once
 def subset(self:DepartingPipeline,
-    run,  # a pruned one
-):
-    "The kept indices, as the code would choose them."
-    chosen, stage = parse_method(run.method), super(DepartingPipeline, self).subset(run)
-    return self._depart(stage, chosen.base, chosen.keep) if chosen.method.paper else stage  # the code knows the paper's methods
+    run:Run,  # as for `Pipeline.subset`
+) -> Stage:
+    "The kept indices, perhaps as the code would choose them; it knows the paper's methods only."
+    chosen, stage = parse_method(run.method), Pipeline.subset(self, run)
+    return self._depart(stage, chosen.base, chosen.keep) if chosen.method.paper else stage
 
 # %% ../../nbs/study/04_departures.ipynb #e24d19e3
 def make_pipeline(

@@ -106,8 +106,8 @@ def wait(self:Submission,
     progress:bool=True,  # show a progress bar over all stages
     every:float=2.0,  # seconds between two looks
 ) -> "Submission":
-    """Wait for all jobs. If one fails, the rest of its array goes on, unless the shared stages failed; then raises `RuntimeError` with
-    its log."""
+    """Wait for all jobs. If one fails, the rest of its array goes on, unless it made the shared stages. Raises `RuntimeError` with the
+    log of a job that failed."""
     with tqdm(desc="stages", unit="stage", disable=not progress) as bar:
         while True:
             states = self.watch([j for j, _ in self.parts])
@@ -137,8 +137,8 @@ EXECUTORS = ("local", "slurm")
 
 def _executor(name, folder, minutes, options):
     if name not in EXECUTORS: raise ValueError(f"unknown executor {name!r}; choose from {', '.join(EXECUTORS)}")
-    # a run may need many time slices
-    executor = AutoExecutor(folder, cluster=name, **(dict(slurm_max_num_timeout=1000) if name == "slurm" else {}))
+    slurm = dict(slurm_max_num_timeout=1000) if name == "slurm" else {}  # a run may need many time slices
+    executor = AutoExecutor(folder, cluster=name, **slurm)
     if name == "slurm": options["slurm_additional_parameters"] = dict(requeue=True, **options.get("slurm_additional_parameters", {}))
     executor.update_parameters(**{"name": "diffprune", "timeout_min": minutes, **options})
     return executor

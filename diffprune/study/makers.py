@@ -67,7 +67,7 @@ def make_vqvae(stage, artifacts, folder, context):
 
 def load_vqvae(
     artifact,  # of kind "vqvae"
-    device="cpu",  # where to put it: "cpu", "cuda", "cuda:1", "mps"
+    device="cpu",  # where it goes
 ) -> VQVAE:
     "The trained autoencoder, ready to encode and decode."
     model = VQVAE(from_settings(VQVAEConfig, artifact.meta["settings"]["model"]))
@@ -75,7 +75,8 @@ def load_vqvae(
     return model.to(device).eval()
 
 # %% ../../nbs/study/02_makers.ipynb #98567534
-def make_latents(stage, artifacts, folder, context,
+def make_latents(
+    stage, artifacts, folder, context,
     fit=LatentNorm.fit,  # fit(raw latents) -> LatentNorm
 ):
     "Encode all training images: latents.npy (N, C, h, w), normalised; norm.json undoes it."
@@ -103,14 +104,16 @@ def load_norm(
 def make_reconstructions(stage, artifacts, folder, context):
     "Encode and decode a split: images.npy (N, 3, H, W) uint8."
     model, images = load_vqvae(artifacts["vqvae"], context.device), artifacts["images"].array("images")
-    def decode(rows):
-        return to_uint8(model(to_float(np.array(images[rows])).to(context.device)).reconstruction, limit=math.inf).cpu().numpy()
-    with torch.no_grad(): parts = [decode(slice(i, i + 64)) for i in range(0, len(images), 64)]
+    def reconstruct(rows):
+        x = to_float(np.array(images[rows])).to(context.device)
+        return to_uint8(model(x).reconstruction, limit=math.inf).cpu().numpy()
+    with torch.no_grad(): parts = [reconstruct(slice(i, i + 64)) for i in range(0, len(images), 64)]
     save_array(folder/"images.npy", np.concatenate(parts))
 
 # %% ../../nbs/study/02_makers.ipynb #dd318b6d
-def make_features(stage, artifacts, folder, context,
-    weights=None,  # local file of the backbone's weights; None: where it is usually found
+def make_features(
+    stage, artifacts, folder, context,
+    weights=None,  # local file of the backbone's weights
 ):
     "Features of images in a backbone: features.npy (N, d), and logits.npy (N, n_classes) if they are asked for."
     backbone = first_then_others(lambda: load_backbone(stage.settings["name"], weights, context.device))
@@ -123,9 +126,8 @@ def make_features(stage, artifacts, folder, context,
 def make_clusters(stage, artifacts, folder, context):
     "k-means: labels.npy (N,), distances.npy (N,) to the own centre, centers.npy (k, d)."
     s, ids = stage.settings, artifacts["images"].table("samples")["id"].to_numpy(str)
-    km = kmeans_by_key(
-        artifacts["features"].array("features"), ids, s["seed"], s["n_clusters"], metric=s["metric"], progress=context.progress
-    )
+    X = artifacts["features"].array("features")
+    km = kmeans_by_key(X, ids, s["seed"], s["n_clusters"], metric=s["metric"], progress=context.progress)
     for name, values in (("labels", km.labels_), ("distances", km.distances_), ("centers", km.cluster_centers_)):
         save_array(folder/f"{name}.npy", values)
     save_json(folder/"fit.json", dict(inertia=km.inertia_, n_iter=km.n_iter_))
@@ -146,11 +148,10 @@ def diffusion_model(
 
 # %% ../../nbs/study/02_makers.ipynb #9953b530
 def train_diffusion(
-    artifacts,  # "latents" and "images"
-    settings,  # with "train" among them
+    artifacts, settings,  # as for `diffusion_model`, with "train" among the settings
     index,  # positions of the samples to train on
     folder,  # for checkpoints
-    context,  # device and progress bars
+    context,  # device and progress bar
     on_step=None,  # hook of the `Trainer`
 ) -> Trainer:
     "Train a diffusion model on some of the latents; the trainer still holds it."
@@ -166,26 +167,22 @@ def train_diffusion(
 
 # %% ../../nbs/study/02_makers.ipynb #8b4d3c70
 def probe_set(
-    artifacts,  # "latents" and "images"
-    settings,  # with "proxy" and "train"
-    context,  # device
-):
-    "What the scores are measured on: the set with its ids, the grid of times and noises, and the arguments of the probes."
+    artifacts, settings,  # as for `diffusion_model`, with "proxy" and "train" among the settings
+    context,  # device of the probes
+) -> tuple:  # `ProbeSet` of all samples, `ProbeGrid`, arguments for the probes
+    "What the scores are measured on, and how."
     _, labels = diffusion_model(artifacts, settings)
     ids, p = artifacts["images"].table("samples")["id"].to_numpy(str), settings["proxy"]
     samples = ProbeSet(artifacts["latents"].array("latents"), ids, labels)
-    return (
-        samples,
-        ProbeGrid(tuple(p["times"]), p["n_noise"], settings["train"]["seed"]),
-        dict(batch_size=p["batch_size"], device=context.device, progress=False),
-    )
+    grid = ProbeGrid(tuple(p["times"]), p["n_noise"], settings["train"]["seed"])
+    return samples, grid, dict(batch_size=p["batch_size"], device=context.device, progress=False)
 
 def shortened(
-    settings,  # of a training
-    steps,  # all of it
-    every,  # steps between checkpoints
-):
-    "Settings of a training that is cut short, at a constant learning rate."
+    settings:dict,  # of a stage, with "train" among them
+    steps:int,  # of the short training
+    every:int,  # steps between two checkpoints
+) -> dict:
+    "Settings for a short training at a constant learning rate."
     return dict(settings, train={**settings["train"], "steps": steps, "schedule": "constant", "checkpoint_every": every})
 
 # %% ../../nbs/study/02_makers.ipynb #58663a34
@@ -207,7 +204,7 @@ class _RowRecorder(Recorder):
         write = lambda rows, part: save_array(part/path.name, self.measure(model, rows))
         write_rows(path.parent, self.n, write, self.batch_size, self.every)
 
-# %% ../../nbs/study/02_makers.ipynb #99366651
+# %% ../../nbs/study/02_makers.ipynb #8c3c4442
 def make_proxy(stage, artifacts, folder, context):
     "One short pre-training: losses.npy (epochs, N, D), norms.npy (N, D), times.npy (D,)."
     s = stage.settings
@@ -219,9 +216,8 @@ def make_proxy(stage, artifacts, folder, context):
     recorder = _RowRecorder(folder/"losses", steps, losses, n, batch)
     trainer = train_diffusion(artifacts, shortened(s, steps[-1], steps[0]), np.arange(len(samples)), folder, context, recorder)
     how["progress"] = context.progress
-    write_rows(
-        folder, n, lambda rows, part: save_array(part / "norms.npy", probe_norms(trainer.model, samples.part(rows), grid, **how)[1]), batch
-    )
+    norms = lambda rows: probe_norms(trainer.model, samples.part(rows), grid, **how)[1]
+    write_rows(folder, n, lambda rows, part: save_array(part/"norms.npy", norms(rows)), batch)
     if not is_main(): return
     save_array(folder/"losses.npy", recorder.load())
     save_array(folder/"times.npy", grid.draw_times)
@@ -231,7 +227,8 @@ def make_proxy(stage, artifacts, folder, context):
 def _products(model, samples, grid, rows, how):
     return probe_moso(model, samples.part(rows), grid, **how, n=len(samples), add_up=add_up)
 
-def make_surrogates(stage, artifacts, folder, context,
+def make_surrogates(
+    stage, artifacts, folder, context,
     products=_products,  # products(model, samples, grid, rows, how) -> (rows, D)
 ):
     "MoSo's products: products.npy (surrogates, checkpoints, N, D), learning_rates.npy (checkpoints,), times.npy (D,)."
@@ -319,8 +316,8 @@ def make_model(stage, artifacts, folder, context):
 
 def load_model(
     artifact,  # of kind "model"
-    device="cpu",  # where to put it: "cpu", "cuda", "cuda:1", "mps"
-):
+    device="cpu",  # where it goes
+):  # a `DiT`, ready to sample from
     "The trained diffusion model with its averaged weights."
     model = dit_model(**artifact.json("model"))
     model.load_state_dict(load_file(artifact.path/"model.safetensors"))
@@ -338,8 +335,9 @@ def sample_labels(
     return np.random.default_rng(seed).permutation(chosen)
 
 # %% ../../nbs/study/02_makers.ipynb #5fdf6ffa
-def make_samples(stage, artifacts, folder, context,
-    decode=decode_latents,  # decode(vqvae, latents, device=, progress=) -> uint8 images
+def make_samples(
+    stage, artifacts, folder, context,
+    decode=decode_latents,  # decode(vqvae, latents, device, progress) -> images
 ):
     "Generate and decode: images.npy (n, 3, H, W) uint8, labels.npy (n,), -1 for an unconditional model."
     cfg = from_settings(SampleConfig, stage.settings)
@@ -350,19 +348,8 @@ def make_samples(stage, artifacts, folder, context,
         y = torch.from_numpy(sample_labels(artifacts["images"].table("samples")["label"], cfg.n_samples, cfg.noise_seed))
     def generate(rows, part):
         latents = sample_latents(
-            model,
-            range(cfg.n_samples)[rows],
-            shape,
-            cfg.noise_seed,
-            None if y is None else y[rows],
-            cfg.batch_size,
-            context.device,
-            context.progress,
-            method=cfg.method,
-            n_steps=cfg.n_steps,
-            cfg_scale=cfg.cfg_scale,
-            channels=cfg.cfg_channels,
-        )
+            model, range(cfg.n_samples)[rows], shape, cfg.noise_seed, None if y is None else y[rows], cfg.batch_size, context.device,
+            context.progress, method=cfg.method, n_steps=cfg.n_steps, cfg_scale=cfg.cfg_scale, channels=cfg.cfg_channels)
         save_array(part/"images.npy", decode(vqvae, norm.denormalize(latents), device=context.device, progress=context.progress))
     write_rows(folder, cfg.n_samples, generate, multiple=math.lcm(cfg.batch_size, 64))
     if is_main(): save_array(folder/"labels.npy", np.full(cfg.n_samples, -1) if y is None else y.numpy())
@@ -408,7 +395,7 @@ def make_metrics(stage, artifacts, folder, context):
     stats = FeatureStats(reference.array("mean", mmap=False), reference.array("cov", mmap=False), meta["n"])
     radii = {k: reference.array(f"radii-{k}", mmap=False) for k in (s["k_neighbours"], s["k_density"])}
     logits = None
-    if (reference.path / "weights.npy").is_file():
+    if (reference.path/"weights.npy").is_file():
         logits = X @ reference.array("weights", mmap=False).T + reference.array("biases", mmap=False)
     if (generated.path/"logits.npy").is_file(): logits = generated.array("logits", mmap=False)
     found = measure(X, real, logits, stats, radii, s["n_bootstrap"], k=s["k_neighbours"], k_density=s["k_density"], device=_device(context))

@@ -37,8 +37,8 @@ from .runs import Run
 
 # %% ../../nbs/study/03_pipeline.ipynb #64f87b61
 def once(
-    method,  # of `Pipeline`, gives a `Stage`
-):
+    method,  # of a `Pipeline`; its arguments can be hashed
+):  # the method, remembering what it returned
     "Decorator for the methods of a pipeline: the same arguments give the same stage."
     @wraps(method)
     def remembered(self, *args, **kwargs):
@@ -163,9 +163,8 @@ def influence(self:Pipeline,
     seed:int,  # of the proxy and the random directions
 ) -> Stage:
     "D-TRAK's influences."
-    return self._pretraining(
-        "influence", make_influence, seed, "n_surrogates", "n_checkpoints", "precision", influence=asdict(self.preset.influence)
-    )
+    unused = ("n_surrogates", "n_checkpoints", "precision")
+    return self._pretraining("influence", make_influence, seed, *unused, influence=asdict(self.preset.influence))
 
 # %% ../../nbs/study/03_pipeline.ipynb #3bb64c9f
 @patch
@@ -199,19 +198,10 @@ def subset(self:Pipeline,
 ) -> Stage:
     "The kept indices."
     chosen, p = parse_method(run.method), self.preset
-    known = make_pruner(run.method).get_params()
-    options = (
-        dict(stratify=p.stratify)
-        if chosen.method.needs == "clusters"
-        else dict(n_clusters=p.n_clusters, metric=p.cluster_metric, stratify=p.stratify)
-    )
-    settings = dict(
-        method=run.method,
-        pruning_ratio=run.pruning_ratio,
-        seed=run.seed,
-        stratify=p.stratify,
-        options={k: v for k, v in options.items() if k in known},
-    )
+    options, known = dict(stratify=p.stratify), make_pruner(run.method).get_params()
+    if chosen.method.needs != "clusters": options |= dict(n_clusters=p.n_clusters, metric=p.cluster_metric)  # else they are made already
+    settings = dict(method=run.method, pruning_ratio=run.pruning_ratio, seed=run.seed, stratify=p.stratify,
+                    options={k: v for k, v in options.items() if k in known})
     inputs = dict(images=self.images(), **self._needed(chosen.method, chosen.backbone, run.seed))
     return Stage("subset", settings, inputs, make_subset, scope="run", code=(chosen.method.pruner,))
 

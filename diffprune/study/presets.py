@@ -33,16 +33,14 @@ class Preset:
     n_clusters:int = 24  # of k-means
     cluster_metric:str = "l2"  # "l2" or "cosine"
     stratify:bool = False  # prune within each class, so that none vanishes
-    # what a study compares unless told otherwise; None: `paper_methods`
-    methods:tuple|None = ("random", "cluster_lite0", "cluster_lite0_mid", "cluster_lite0_inv")
+    methods:tuple|None = ("random", "cluster_lite0", "cluster_lite0_mid", "cluster_lite0_inv")  # by default; None: `paper_methods`
     metrics_backbone:str = "lite0"  # features of the metrics unless told otherwise
     reference:str = "train"  # split that generated images are compared with
     k_neighbours:int = 3  # of precision and recall
     baseline:BaselineConfig = BaselineConfig()  # sizes of the VAE and the GAN that are compared; the image size is the data set's
     vae_train:TrainConfig = TrainConfig(steps=20_000, lr=1e-3, ema_decay=0.999)  # training of the VAE
     gan_train:TrainConfig = TrainConfig(steps=20_000, lr=4e-4, betas=(0.0, 0.9), ema_decay=0.999, grad_clip=None)  # training of the GAN
-    # names of ways in which the paper's public code differs from its text (`study/04_departures`); none unless asked for
-    departures:tuple = ()
+    departures:tuple = ()  # ways in which the paper's public code differs from its text, by name (`study/04_departures`)
     k_density:int = 5  # of density and coverage
     n_bootstrap:int = 50  # draws of the confidence intervals
     linear_classifier:bool = False  # class score from a linear classifier of the data set's classes, for backbones without one
@@ -61,19 +59,13 @@ _VQ_MEDIUM = VQVAEConfig(base_channels=64, channel_mult=(1, 2, 2, 4), n_res_bloc
 _VQ_LARGE = VQVAEConfig(base_channels=128, channel_mult=(1, 2, 2, 4), n_res_blocks=2, latent_channels=4, codebook_size=8192)
 
 _SMOKE = Preset(
-    image_size=32,
-    vqvae=replace(_VQ_SMALL, base_channels=8, codebook_size=64),
+    image_size=32, vqvae=replace(_VQ_SMALL, base_channels=8, codebook_size=64),
     vqvae_train=_vq(steps=20, batch_size=16, lr=2e-3, log_every=10),
-    dit="DiT-N/2",
-    train=TrainConfig(steps=20, batch_size=16, lr=1e-3, ema_decay=0.9, log_every=10, checkpoint_every=10),
-    sample=SampleConfig(n_samples=32, n_steps=4),
-    n_clusters=5,
-    n_bootstrap=5,
-    baseline=_BASELINE_SMALL,
-    vae_train=TrainConfig(steps=20, batch_size=16, lr=2e-3, ema_decay=0.9, log_every=10),
+    dit="DiT-N/2", train=TrainConfig(steps=20, batch_size=16, lr=1e-3, ema_decay=0.9, log_every=10, checkpoint_every=10),
+    sample=SampleConfig(n_samples=32, n_steps=4), n_clusters=5, n_bootstrap=5,
+    baseline=_BASELINE_SMALL, vae_train=TrainConfig(steps=20, batch_size=16, lr=2e-3, ema_decay=0.9, log_every=10),
     gan_train=_gan(steps=20, batch_size=16, lr=1e-3, ema_decay=0.9, log_every=10),
-    proxy=ProxyConfig(epochs=2, n_noise=2, n_surrogates=2, n_checkpoints=1),
-)
+    proxy=ProxyConfig(epochs=2, n_noise=2, n_surrogates=2, n_checkpoints=1))
 
 # %% ../../nbs/study/00_presets.ipynb #cell-11
 _CPU = Preset(
@@ -84,33 +76,21 @@ _CPU = Preset(
     gan_train=_gan(steps=1000, lr=1e-3, ema_decay=0.99))
 
 _GPU = Preset(
-    image_size=64,
-    vqvae=_VQ_MEDIUM,
+    image_size=64, vqvae=_VQ_MEDIUM, proxy=ProxyConfig(precision="bf16"), dit="DiT-S/2",
     vqvae_train=_vq(steps=10_000, batch_size=128, lr=3e-4, warmup=200, precision="bf16", checkpoint_every=2000),
-    proxy=ProxyConfig(precision="bf16"),
-    dit="DiT-S/2",
     train=TrainConfig(steps=20_000, batch_size=256, lr=2e-4, warmup=500, ema_decay=0.999, precision="bf16", checkpoint_every=2000),
-    sample=SampleConfig(n_samples=4096),
-    baseline=BASELINE_CONFIGS["64"],
+    sample=SampleConfig(n_samples=4096), baseline=BASELINE_CONFIGS["64"],
     vae_train=TrainConfig(steps=20_000, batch_size=128, lr=1e-3, ema_decay=0.999, precision="bf16", checkpoint_every=2000),
-    gan_train=_gan(steps=20_000, batch_size=64, lr=4e-4, ema_decay=0.999, checkpoint_every=2000),
-)
+    gan_train=_gan(steps=20_000, batch_size=64, lr=4e-4, ema_decay=0.999, checkpoint_every=2000))
 
 _PAPER = Preset(
-    image_size=256,
-    metrics_backbone="inception",
-    memorization_backbone="clip",
-    proxy=ProxyConfig(precision="bf16"),
+    image_size=256, metrics_backbone="inception", memorization_backbone="clip", proxy=ProxyConfig(precision="bf16"),
     baseline=BASELINE_CONFIGS["256"],
     vae_train=TrainConfig(steps=220_000, lr=5e-4, ema_decay=0.999, precision="bf16", checkpoint_every=5000),
     gan_train=_gan(steps=220_000, lr=2e-4, ema_decay=0.999, checkpoint_every=5000),
-    methods=None,
-    vqvae=_VQ_LARGE,
-    vqvae_train=_vq(steps=200_000, batch_size=32, precision="bf16", checkpoint_every=5000),
-    dit="DiT-L/2",
-    train=TrainConfig(steps=220_000, batch_size=32, grad_clip=None, precision="bf16", log_every=100, checkpoint_every=5000),
-    sample=SampleConfig(n_steps=59),
-)
+    methods=None, vqvae=_VQ_LARGE, vqvae_train=_vq(steps=200_000, batch_size=32, precision="bf16", checkpoint_every=5000),
+    dit="DiT-L/2", train=TrainConfig(steps=220_000, batch_size=32, grad_clip=None, precision="bf16", log_every=100, checkpoint_every=5000),
+    sample=SampleConfig(n_steps=59))
 
 PRESETS = dict(smoke=_SMOKE, cpu=_CPU, gpu=_GPU, paper=_PAPER)
 
@@ -130,21 +110,13 @@ _CHANGES = {
     ("avatars", "*"): dict(data=_AVATARS),
     ("avatars", "smoke"): dict(data=dict(_AVATARS, n_train=128, n_val=64), metrics_backbone="pixels"),
     ("avatars", "cpu"): dict(
-        data=dict(_AVATARS, n_train=4000, n_val=500),
-        n_clusters=24,
-        metrics_backbone="pixels",
-        vqvae=replace(_VQ_SMALL, codebook_size=512),
-        vqvae_train=replace(_CPU.vqvae_train, steps=600),
-        train=replace(_CPU.train, steps=1000),
-        sample=replace(_CPU.sample, n_samples=1000),
-    ),
+        data=dict(_AVATARS, n_train=4000, n_val=500), n_clusters=24, metrics_backbone="pixels",
+        vqvae=replace(_VQ_SMALL, codebook_size=512), vqvae_train=replace(_CPU.vqvae_train, steps=600),
+        train=replace(_CPU.train, steps=1000), sample=replace(_CPU.sample, n_samples=1000)),
     ("imagenet", "*"): dict(conditional=True, n_clusters=1000),
     ("imagenet", "paper"): dict(
-        dit="DiT-XL/2",
-        vqvae=replace(_VQ_LARGE, latent_channels=8),
-        sample=SampleConfig(n_samples=12_800, n_steps=59),
-        train=TrainConfig(steps=120_000, batch_size=256, grad_clip=None, precision="bf16", log_every=100, checkpoint_every=5000),
-    ),
+        dit="DiT-XL/2", vqvae=replace(_VQ_LARGE, latent_channels=8), sample=SampleConfig(n_samples=12_800, n_steps=59),
+        train=TrainConfig(steps=120_000, batch_size=256, grad_clip=None, precision="bf16", log_every=100, checkpoint_every=5000)),
 }
 
 # %% ../../nbs/study/00_presets.ipynb #f829a621
@@ -170,8 +142,7 @@ def override(
     if isinstance(config, dict): return {**config, name: value}
     head, _, rest = name.partition(".")
     known = {f.name: f for f in fields(config)}
-    if head not in known:
-        raise ValueError(f"unknown setting {inside + head!r}; the known ones of {type(config).__name__} are {', '.join(known)}")
+    if head not in known: raise ValueError(f"unknown setting {inside + head!r}; the known ones of {type(config).__name__} are {', '.join(known)}")
     old = getattr(config, head)
     if rest:
         if not is_dataclass(old) and not isinstance(old, dict): raise ValueError(f"{head!r} has no parts, so {name!r} means nothing")

@@ -19,7 +19,7 @@ from ..core.parallel import launched
 
 # %% ../../nbs/study/06_schedule.ipynb #4bb3683f
 def study_devices(
-    device:str|None=None,  # "cpu", "cuda" (all visible GPUs), "cuda:1", "mps", or several: "cuda:0,cuda:2"; None: GPUs, if there are any
+    device:str|None=None,  # "cpu", "cuda" (all visible GPUs), "cuda:1", "mps", or several: "cuda:0,cuda:2"; None: the GPUs, if any
 ) -> list:  # of device names
     "The devices that runs are dealt to. Raises `ValueError` for a name that PyTorch does not know, or a GPU that is not there."
     names = (device or ("cuda" if torch.cuda.is_available() else "cpu")).split(",")

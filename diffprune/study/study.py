@@ -33,6 +33,7 @@ from ..metrics.evaluate import metric_name
 from ..pruning.registry import parse_method
 from .costs import Machine, count_images, estimate_costs
 from .departures import make_pipeline
+from .makers import fitted_pruner
 from .presets import load_preset
 from .runs import Run, as_list, grid
 from .schedule import default_workers, running, start_workers, study_devices, watch_workers
@@ -67,16 +68,9 @@ class Study:
         self.device = self.devices[0]  # of what all runs share
         self.workers = len(self.devices)*(workers or default_workers(self.device, len(self.runs)))
         self.arguments = dict(
-            dataset=dataset,
-            preset=preset,
-            methods=list(methods),
-            ratios=list(ratios),
-            seeds=[int(s) for s in seeds],
-            metrics_backbone=metrics_backbone,
-            root=root and str(root),
-            weights={k: str(v) for k, v in (weights or {}).items()},
-            overrides=overrides or {},
-        )
+            dataset=dataset, preset=preset, methods=list(methods), ratios=list(ratios), seeds=[int(s) for s in seeds],
+            metrics_backbone=metrics_backbone, root=root and str(root), weights={k: str(v) for k, v in (weights or {}).items()},
+            overrides=overrides or {})
 
     def __repr__(self):
         a = self.arguments
@@ -117,9 +111,8 @@ def plan(self:Study,
     "What the study consists of, what of it is in the store already and, if asked for, what the rest costs. Makes no artifact."
     stages, here = self.planned()
     keys = [s.key(self.store) for s in stages]
-    table = pd.DataFrame(
-        [dict(kind=k.kind, hash=k.hash if here else None, cached=here and (self.store.root / k.name).is_dir()) for k in keys]
-    )
+    in_store = [here and (self.store.root/k.name).is_dir() for k in keys]
+    table = pd.DataFrame([dict(kind=k.kind, hash=k.hash if here else None, cached=cached) for k, cached in zip(keys, in_store)])
     if not estimate: return table
     size, counts = self.pipeline.config.image_size, count_images(self.pipeline.config, self.store)
     todo = [s for s, cached in zip(stages, table.cached) if not cached]
@@ -136,18 +129,13 @@ def plan_summary(
     if "device_hours" not in plan: return found
     todo = plan[~plan.cached]
     costs = todo.groupby("kind", sort=False).agg(
-        device_hours=("device_hours", "sum"),
-        gib=("gib", "sum"),
-        working_gib=("working_gib", "max"),
-        unknown=("device_hours", lambda v: int(v.isna().sum())),
-        note=("note", lambda v: "; ".join(dict.fromkeys(filter(None, v)))),
-    )
+        device_hours=("device_hours", "sum"), gib=("gib", "sum"), working_gib=("working_gib", "max"),
+        unknown=("device_hours", lambda v: int(v.isna().sum())), note=("note", lambda v: "; ".join(dict.fromkeys(filter(None, v)))))
     found = found.join(costs).fillna(dict(device_hours=0.0, gib=0.0, working_gib=0.0, unknown=0))
     found["note"] = found["note"].astype(object).fillna("")
     total = found.drop(columns=["working_gib", "note"]).sum()
-    return pd.concat([found, pd.DataFrame([dict(total, working_gib=found.working_gib.max(), note="")], index=["total"])]).astype(
-        dict(stages=int, in_store=int, unknown=int)
-    )
+    last = pd.DataFrame([dict(total, working_gib=found.working_gib.max(), note="")], index=["total"])
+    return pd.concat([found, last]).astype(dict(stages=int, in_store=int, unknown=int))
 
 # %% ../../nbs/study/07_study.ipynb #2d5bb0a3
 @patch
@@ -167,10 +155,8 @@ def shared(self:Study) -> list:  # of Stage
 @patch
 def missing(self:Study) -> list:  # of Run
     "Runs whose metrics are not in the store."
-    return [
-        self.runs[i]
-        for i in agree(lambda: [i for i, r in enumerate(self.runs) if self.store.find(self.measured(r).key(self.store)) is None])
-    ]
+    absent = lambda run: self.store.find(self.measured(run).key(self.store)) is None
+    return [self.runs[i] for i in agree(lambda: [i for i, run in enumerate(self.runs) if absent(run)])]
 
 # %% ../../nbs/study/07_study.ipynb #f102af07
 @patch
@@ -299,27 +285,20 @@ def results(self:Study,
     rows, context = [], self.context(progress=False)
     for r in [*self.runs, None]:
         stage = self.measured(r) if r else self.pipeline.floor()
-        artifact = materialise(stage, context)
-        same = dict(self._labels_of(r), n_train=self._n_train(r) if r else pd.NA, backbone=self.pipeline.metrics_backbone)
-        made = dict(
-            n_generated=artifact.json("metrics")["n_generated"],
-            artifact=artifact.hash,
-            commit=artifact.meta["commit"],
-            **self.recorded(stage, provenance),
-        )
-        rows += [
-            dict(same, metric=m, name=metric_name(m, self.pipeline.metrics_backbone), **{k: i[k] for k in ("value", "low", "high")}, **made)
-            for m, i in artifact.json("intervals").items()
-        ]
-    columns = ["dataset", "preset", "method", "pruning_ratio", "seed", "n_train", "metric", "backbone", "name", "value", "low", "high"]
-    columns += ["n_generated", "artifact", "commit", *provenance]
-    return pd.DataFrame(rows)[columns].astype(dict(seed="Int64", n_train="Int64"))
+        artifact, backbone = materialise(stage, context), self.pipeline.metrics_backbone
+        same = dict(self._labels_of(r), n_train=self._n_train(r) if r else pd.NA, backbone=backbone)
+        made = dict(n_generated=artifact.json("metrics")["n_generated"], artifact=artifact.hash, commit=artifact.meta["commit"])
+        made |= self.recorded(stage, provenance)
+        rows += [dict(same, metric=m, name=metric_name(m, backbone), **{k: i[k] for k in ("value", "low", "high")}, **made)
+                 for m, i in artifact.json("intervals").items()]
+    columns = ["dataset", "preset", "method", "pruning_ratio", "seed", "n_train", "metric", "backbone", "name", "value", "low", "high",
+               "n_generated", "artifact", "commit"]
+    return pd.DataFrame(rows)[[*columns, *provenance]].astype(dict(seed="Int64", n_train="Int64"))
 
 @patch
 def _labels_of(self:Study, run):
     "The columns that say which run a row belongs to; None is the floor."
-    if run: named = dict(method=run.method, pruning_ratio=run.pruning_ratio, seed=run.seed)
-    else: named = dict(method="validation", pruning_ratio=np.nan, seed=pd.NA)
+    named = asdict(run) if run else dict(method="validation", pruning_ratio=np.nan, seed=pd.NA)
     return dict(dataset=self.arguments["dataset"], preset=self.arguments["preset"], **named)
 
 @patch
@@ -335,20 +314,9 @@ def memorization(self:Study,
     rows, context = [], self.context(progress=False)
     for r in tqdm(self.runs, desc="memorization", disable=not progress):
         artifact, n_train = materialise(self.pipeline.memorization(r), context), self._n_train(r)
-        rows += [
-            dict(
-                self._labels_of(r),
-                against=against,
-                n_train=n_train,
-                backbone=self.pipeline.memorization_backbone,
-                measure=m,
-                value=v,
-                artifact=artifact.hash,
-            )
-            for against, found in artifact.json("memorization").items()
-            for m, v in found.items()
-            if m != "n_train"
-        ]
+        same, backbone = self._labels_of(r), self.pipeline.memorization_backbone
+        rows += [dict(same, against=against, n_train=n_train, backbone=backbone, measure=m, value=v, artifact=artifact.hash)
+                 for against, found in artifact.json("memorization").items() for m, v in found.items() if m != "n_train"]
     agree(lambda: self.record(list(dict.fromkeys(row["artifact"] for row in rows))))
     return pd.DataFrame(rows)
 
@@ -386,6 +354,15 @@ def features(self:Study,
 ) -> np.ndarray:  # (n, d)
     "Features of the images that a run generated."
     return self._array(self.pipeline.compared(self.pipeline.samples(run), backbone), "features")
+
+# %% ../../nbs/study/07_study.ipynb #1b1d27b2
+@patch
+def pruner(self:Study,
+    run:Run,  # a pruned one
+):  # fitted `Pruner`
+    "The pruner that chose the subset of a run."
+    stage, context = self.pipeline.subset(run), self.context(progress=False)
+    return fitted_pruner(stage, {name: materialise(s, context) for name, s in stage.inputs.items()})
 
 # %% ../../nbs/study/07_study.ipynb #918740cf
 @patch
@@ -479,12 +456,6 @@ def provenance_table(self:Study,
     rows = []
     for stage in self.stages().values():
         if not (meta := self._meta(stage)): continue
-        rows.append(
-            dict(
-                kind=stage.kind,
-                hash=meta["hash"],
-                inputs={n: i["hash"] for n, i in meta["inputs"].items()},
-                **{f: meta.get(f) for f in fields},
-            )
-        )
+        inputs = {name: i["hash"] for name, i in meta["inputs"].items()}
+        rows.append(dict(kind=stage.kind, hash=meta["hash"], inputs=inputs, **{f: meta.get(f) for f in fields}))
     return pd.DataFrame(rows, columns=["kind", "hash", "inputs", *fields])
