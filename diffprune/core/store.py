@@ -463,8 +463,8 @@ def build(self:Store,
     "The artifact, from the store if it is there, else made now. Raises whatever `make` raises, and then leaves no artifact."
     key = self.key(kind, settings, inputs, version)
     if not force and (found := self.find(key)): return found
-    mark_own(self.root)
     with self.lock(key):
+        mark_own(self.root)
         self._set_aside(key)
         if not force and (found := self.find(key)): return found
         work = self.root/"work"/f"{key.kind}-{key.hash}"

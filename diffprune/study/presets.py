@@ -142,7 +142,8 @@ def override(
     if isinstance(config, dict): return {**config, name: value}
     head, _, rest = name.partition(".")
     known = {f.name: f for f in fields(config)}
-    if head not in known: raise ValueError(f"unknown setting {inside + head!r}; the known ones of {type(config).__name__} are {', '.join(known)}")
+    if head not in known:
+        raise ValueError(f"unknown setting {inside + head!r}; the known ones of {type(config).__name__} are {', '.join(known)}")
     old = getattr(config, head)
     if rest:
         if not is_dataclass(old) and not isinstance(old, dict): raise ValueError(f"{head!r} has no parts, so {name!r} means nothing")
