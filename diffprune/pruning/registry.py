@@ -230,7 +230,7 @@ def scoring_method(
 
 # %% ../../nbs/pruning/04_registry.ipynb #cell-36
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#332288", "#882255", "#999933", "#F0E442")
-_MARKERS = "sD^vP*<X>do"
+_MARKERS = "sD^vP*<X>dp"  # the circle is that of random pruning
 
 def _place(p, n):
     "Colours and markers at place `p` for `n` backbones."
