@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-ROWS = ("latents", "features", "samples")  # kinds that hold a row an image
+ROWS = ("latents", "features", "samples")  # kinds with one row per image
 STUDY = dict(
     dataset="digits",
     preset="smoke",

@@ -175,7 +175,7 @@ def method_names() -> list[str]:
 def parse_method(
     name:str,  # such as "cluster_lite0_inv"
 ) -> Variant:  # method, backbone, keep
-    "Take a method's name apart. Raises a ValueError that lists what is known."
+    "Parse a method's name. Raises a ValueError that lists what is known."
     suffix = next((s for s in KEEP_SUFFIXES if s and str(name).endswith(s)), "")
     base, joint, short = str(name).removesuffix(suffix).partition("_")
     m = {m.name: m for m in known_methods()}.get(base)

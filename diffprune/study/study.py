@@ -55,7 +55,7 @@ class Study:
         overrides:dict|None=None,  # changes to the preset, such as {"train.steps": 200}
         store:Store|None=None,  # where artifacts are kept
         device:str|None=None,  # "cpu", "cuda" or several, as for `study_devices`; by default all GPUs, or the CPU
-        workers:int|None=None,  # runs at a time on each device; by default DIFFPRUNE_WORKERS, or else one on a GPU, one a core on a CPU
+        workers:int|None=None,  # runs at a time on each device; by default DIFFPRUNE_WORKERS, or else one per GPU, one per core of a CPU
     ):
         settings = load_preset(preset, dataset, overrides)
         config = dataset_config(dataset, settings.image_size, root, **settings.data).with_validation()
