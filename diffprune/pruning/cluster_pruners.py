@@ -23,7 +23,7 @@ _BRIQ = "Briq et al. 2024, arXiv 2411.12523, section 3.2"
 @register_pruner("balanced", "Balanced", needs="clusters", options=dict(quotas="balanced"), paper=True, source=_BRIQ)
 @register_pruner("cluster", "Cluster", needs="clusters", paper=True, source=_BRIQ)
 class ClusterPruner(Pruner):
-    "Score: minus the distance to the own k-means centre. keep='high' is near the centre, 'low' far from it."
+    "Score: minus the distance to the sample's own k-means centre. keep='high' is near the centre, 'low' far from it."
     def __init__(
         self,
         n_clusters=24,  # clusters k, or "knee": chosen from the inertia curve
@@ -99,7 +99,7 @@ class PrototypePruner(KMeansPruner):
 # %% ../../nbs/pruning/06_cluster_pruners.ipynb #cell-25
 @register_pruner("moderate", "Moderate", needs="features", source="Xia et al. 2023, ICLR")
 class ModeratePruner(KMeansPruner):
-    "Score: minus the difference between the distance to the own centre and its median (Xia et al. 2023)."
+    "Score: minus the difference between the distance to the sample's own centre and the median distance (Xia et al. 2023)."
     def __init__(
         self,
         n_clusters=24,  # clusters k, or "knee"
@@ -194,7 +194,7 @@ def _cluster_complexity(
 # %% ../../nbs/pruning/06_cluster_pruners.ipynb #cell-37
 @register_pruner("density", "Density", needs="features", source="Abbas et al. 2024, arXiv 2401.04578, section 3")
 class DensityPruner(KMeansPruner):
-    "Score: distance to the own centre; clusters give by their complexity (Abbas et al. 2024). `keep` acts within clusters."
+    "Score: distance to the sample's own centre; quotas by the complexity of the clusters (Abbas et al. 2024). `keep` acts within clusters."
     def __init__(
         self,
         n_clusters=24,  # clusters k, or "knee"

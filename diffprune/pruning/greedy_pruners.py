@@ -58,7 +58,7 @@ def _best(
 def first_chosen(
     self:GreedyPruner,
     cell:int,  # class
-    count:int,  # how many
+    count:int,  # choices that are wanted
 ) -> list:  # positions in the training set, in the order of choice
     "The first `count` choices within a class; choices are remembered, also in a pickle."
     chosen, members = self._chosen[cell], self.members_[cell]

@@ -110,7 +110,7 @@ class ProbeSet:
 
     def part(
         self,
-        rows:slice,  # which
+        rows:slice,  # their positions
     ) -> "ProbeSet":  # with views of the arrays
         "Some of the samples, for a process that scores only those."
         return ProbeSet(self.latents[rows], self.ids[rows], None if self.labels is None else self.labels[rows])
