@@ -26,7 +26,7 @@ from ..models.dit import DIT_MODELS, dit_model
 from ..models.flow import sample_ode
 from ..models.train import TrainConfig, Trainer, diffusion_loss, seeded
 from ..models.vqvae import VQVAE, VQVAEConfig, decode_latents, to_float, vqvae_loss
-from ..pruning.scores import ProbeGrid, ProbeSet, probe_norms
+from ..pruning.probes import ProbeGrid, ProbeSet, probe_norms
 
 # %% ../../nbs/study/05_costs.ipynb #cell-5
 KNOWN_COUNTS = dict(  # data set -> images for training and validation, classes
