@@ -1,6 +1,7 @@
 """Habits of the house that can be read off the source: rhythm, docments, one dialect."""
 import ast
 import io
+import json
 import re
 import tokenize
 from collections import Counter
@@ -124,7 +125,8 @@ WITHOUT = {
     "report/07_attributes": "reliability_plot",
     "study/00_presets": "paper_methods",
     "study/02_makers": "diffusion_model load_model load_norm load_vqvae sample_labels",
-    "study/04_departures": ("LATENT_SCALES constant_norm departing_subset make_constant_latents make_departing_subset make_ema_proxy " "make_single_draw_scores make_stale_surrogates make_swapped_metrics make_unclamped_samples stale_label_products"),
+    "study/04_departures": "LATENT_SCALES constant_norm departing_subset make_constant_latents make_departing_subset make_ema_proxy "
+                           "make_single_draw_scores make_stale_surrogates make_swapped_metrics make_unclamped_samples stale_label_products",
     "study/05_costs": "KNOWN_COUNTS free_memory operations_per_second seconds_of time_backbone time_vqvae",
     "study/06_schedule": "worker_device",
     "study/08_executors": "EXECUTORS",
@@ -136,3 +138,15 @@ def test_names_used_only_at_home_have_an_underscore():
     known = {f"{notebook}: {name}" for notebook, names in WITHOUT.items() for name in names.split()}
     assert sorted(set(used_only_at_home()) - known) == []
     assert sorted(known - set(used_only_at_home())) == [], "take these off the list"
+
+
+def test_temporary_folders_are_removed():
+    leaving = [p.relative_to(ROOT).as_posix() for folder in ("nbs", "tests", "benchmarks") for p in sorted((ROOT / folder).rglob("*.*"))
+               if p.suffix in (".py", ".ipynb") and p != Path(__file__)
+               and "mkdtemp()" in (text := p.read_text(encoding="utf-8")) and "rmtree(" not in text]
+    assert not leaving, f"tempfile.TemporaryDirectory removes itself: {leaving}"
+
+
+def test_cells_have_ids_of_their_own():
+    raw = {n: [c["id"] for c in json.loads(n.read_text(encoding="utf-8"))["cells"]] for n in NOTEBOOKS}
+    assert {name(n): sorted({i for i in ids if ids.count(i) > 1}) for n, ids in raw.items() if len(set(ids)) < len(ids)} == {}
