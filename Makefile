@@ -51,19 +51,21 @@ figures: $(VENV)/.installed-bundled
 	echo "all: $$(( $$(date +%s) - start )) s"; \
 	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
 
+# What notebooks and tests leave in the folder for temporary files, killed processes included, goes with one folder of their own.
+SCRATCH = scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && TMPDIR=$$scratch
 test: $(VENV)/.installed-bundled,dev
 	$(BIN)/ruff check .
 	$(BIN)/nbdev_export
 	git diff --exit-code --stat -- diffprune || { echo "nbs/ and diffprune/ differ: run nbdev_export and commit"; exit 1; }
 	$(BIN)/nbdev_clean
 	git diff --exit-code --stat -- nbs || { echo "notebooks are not clean: run nbdev_clean and commit"; exit 1; }
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -n 2 --dist loadfile --durations=15
+	$(SCRATCH) OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print
+	$(SCRATCH) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -n 2 --dist loadfile --durations=15
 
 # The tests on random inputs, with many more of them than in `make test`.
 FUZZ ?= 20000
 fuzz: $(VENV)/.installed-bundled,dev
-	DIFFPRUNE_FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $$(grep -l DIFFPRUNE_FUZZ tests/test_*.py)
+	$(SCRATCH) DIFFPRUNE_FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $$(grep -l DIFFPRUNE_FUZZ tests/test_*.py)
 
 lint: $(VENV)/.installed-bundled,dev
 	$(BIN)/ruff check .

@@ -32,7 +32,7 @@ import numpy as np
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
-# %% ../../nbs/core/00_store.ipynb #cell-3
+# %% ../../nbs/core/00_store.ipynb #636d3bdc
 log = logging.getLogger("diffprune.core.store")
 
 # %% ../../nbs/core/00_store.ipynb #cell-7
@@ -152,7 +152,7 @@ class Rows:
         return self.array[(self.index[rows], *rest)]
     def __array__(self, dtype=None, copy=None): return np.asarray(self.array[self.index], dtype=dtype)
 
-# %% ../../nbs/core/00_store.ipynb #cell-20
+# %% ../../nbs/core/00_store.ipynb #b0a47962
 def git_commit(
     folder=None,  # any folder of the checkout; this file's by default
 ) -> str:  # commit, with "+changes" after it when the working tree differs, or "unknown" outside a checkout
@@ -332,7 +332,7 @@ def damage(self:Store,
         if full and file_digest(f) != checksum: return f"the checksum of {name} does not match"
     return ""
 
-# %% ../../nbs/core/00_store.ipynb #cell-36
+# %% ../../nbs/core/00_store.ipynb #4bdcc6a2
 @patch
 def find(self:Store,
     key:Key,  # the artifact to look for
@@ -362,7 +362,7 @@ def _set_aside(self:Store, key):
     log.warning("%s: %s; moved to %s, it will be computed again", path, problem, aside)
     os.rename(path, aside)
 
-# %% ../../nbs/core/00_store.ipynb #cell-38
+# %% ../../nbs/core/00_store.ipynb #9e1b185b
 @patch
 @contextmanager
 def lock(self:Store,
@@ -425,7 +425,7 @@ class Meter:
         return dict(seconds=round(time.monotonic() - self.start, 3), peak_memory_mib=self.peak_mib(),
                     peak_gpu_mib=self._cuda.max_memory_allocated()/2**20 if self._cuda else None)
 
-# %% ../../nbs/core/00_store.ipynb #cell-44
+# %% ../../nbs/core/00_store.ipynb #40ccb876
 @patch
 def _finish(self:Store, key, work, facts, inputs):
     files = {str(f.relative_to(work)): (f.stat().st_size, file_digest(f)) for f in _files(work)}
@@ -448,7 +448,7 @@ def _to_trash(self:Store, path):
     except FileNotFoundError: pass
     return target
 
-# %% ../../nbs/core/00_store.ipynb #cell-45
+# %% ../../nbs/core/00_store.ipynb #e90c6c5f
 @patch
 def build(self:Store,
     kind:str,  # kind of the artifact, such as "model"

@@ -10,8 +10,9 @@ from numbers import Integral, Real
 
 import numpy as np
 
+from ..data.split import uniform_keys
 from .registry import register_pruner
-from .select import Pruner, balanced_quotas, cell_quotas, check_scores, codes_of, seats_for, uniform_keys
+from .select import Pruner, balanced_quotas, cell_quotas, check_scores, codes_of, seats_for
 
 # %% ../../nbs/pruning/09_difficulty_pruners.ipynb #cell-6
 def dynamic_uncertainty(

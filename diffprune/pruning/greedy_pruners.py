@@ -14,9 +14,10 @@ from fastcore.basics import patch
 from sklearn.utils.validation import check_is_fitted
 from tqdm.auto import tqdm
 
+from ..data.split import uniform_keys
 from ..features.cluster import unit_rows
 from .registry import register_pruner
-from .select import Pruner, cell_quotas, codes_of, seats_for, uniform_keys
+from .select import Pruner, cell_quotas, codes_of, seats_for
 
 # %% ../../nbs/pruning/08_greedy_pruners.ipynb #cell-6
 class GreedyPruner(Pruner):

@@ -15,9 +15,10 @@ from fastcore.basics import patch
 from scipy.spatial.distance import cdist
 from tqdm.auto import tqdm
 
-from .cluster_pruners import kmeans_by_key
+from ..data.split import uniform_keys
+from ..features.cluster import kmeans_by_key
 from .registry import register_pruner
-from .select import Pruner, cell_quotas, codes_of, seats_for, uniform_keys
+from .select import Pruner, cell_quotas, codes_of, seats_for
 
 # %% ../../nbs/pruning/10_transport_pruners.ipynb #cell-6
 def transport_plan(
