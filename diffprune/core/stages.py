@@ -87,7 +87,7 @@ class Freshness:
     "What to do with stale artifacts, and which they are. Raises `ValueError` for an unknown `stale`."
     def __init__(self,
         stale:str="warn",  # "use", "warn" or "recompute"
-        devices=("cpu",),  # names of the devices that compute now
+        devices=("cpu",),  # names of the devices that compute now; none: devices are not judged
     ):
         self.stale, self.classes = check_stale(stale), {str(d).partition(":")[0] for d in devices}
         self.made, self._today, self._told = set(), {}, set()  # hashes made here; versions of today; hashes that were judged aloud
@@ -96,7 +96,7 @@ class Freshness:
         code = meta.get("code") or {}
         found = differences(code, makes, self._today)
         was = (meta.get("device") or "").partition(":")[0]
-        if was and "torch" in code.get("packages", ()) and was not in self.classes:
+        if was and self.classes and "torch" in code.get("packages", ()) and was not in self.classes:
             found["device"] = f"{was} → {', '.join(sorted(self.classes))}"
         return found
 

@@ -154,8 +154,17 @@ def _there(self:Study, stage): return self.freshness.accepts(self.store.find(sta
 def _warn(self:Study, more=()):
     "Say once how many results of the study, and of further stages, are stale."
     if self.pipeline.stale != "warn" or self._warned and not more: return
-    if not self._warned: self._warned, more = True, [*self.stages().values(), *more]
-    self.freshness.tell([(meta, s.makes) for s in more if (meta := self._recorded(s))])
+    known = [] if self._warned else self._known()
+    self._warned = True
+    self.freshness.tell([*known, *((meta, s.makes) for s in more if (meta := self._recorded(s)))])
+
+@patch
+def _known(self:Study) -> list:
+    "What is recorded of the finished artifacts of the study, those included that it noted in the store, and what would make each today."
+    stages = self.stages()
+    noted = [h for h in self.store.studies().get(self._name, {}).get("artifacts", []) if h not in stages]
+    found = [(load_json(path), None) for h in noted for path in self.store.root.glob(f"*/{h}/artifact.json")]
+    return [*((meta, s.makes) for s in stages.values() if (meta := self._recorded(s))), *found]
 
 @patch
 def _recorded(self:Study, stage):
@@ -486,12 +495,8 @@ def recorded(self:Study,
 @patch
 def stale_artifacts(self:Study) -> pd.DataFrame:  # one row per artifact: kind, hash, created, reasons
     "The finished artifacts of the study whose code, packages or device differ from today's, or those of anything they were made from."
-    known = {h: (self._recorded(s), s.makes) for h, s in self.stages().items()}
-    noted = self.store.studies().get(self._name, {}).get("artifacts", [])
-    for path in (p for h in noted if h not in known for p in self.store.root.glob(f"*/{h}/artifact.json")):
-        known[path.parent.name] = load_json(path), None
-    rows = [dict(kind=meta["kind"], hash=meta["hash"], created=meta["created"], reasons=text) for meta, makes in known.values()
-            if meta and (text := "; ".join(f"{k}: {v}" for k, v in self.freshness.reasons(meta, makes).items()))]
+    rows = [dict(kind=meta["kind"], hash=meta["hash"], created=meta["created"], reasons=text) for meta, makes in self._known()
+            if (text := "; ".join(f"{k}: {v}" for k, v in self.freshness.reasons(meta, makes).items()))]
     return pd.DataFrame(rows, columns=["kind", "hash", "created", "reasons"])
 
 # %% ../../nbs/study/07_study.ipynb #759e7eda
