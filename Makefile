@@ -44,7 +44,7 @@ figures: $(VENV)/.installed-bundled
 	for name in $(FIGURES); do begin=$$(date +%s); \
 		if [ "$$name" = "$$without" ]; then echo "$$name: left out, the models of $(DATASET) know no classes"; continue; fi; \
 		$(BIN)/papermill --no-progress-bar nbs/$$name.ipynb $(EXECUTED)/$$name.ipynb \
-			-p dataset "$(DATASET)" -p preset $(PRESET) -p seeds "[$(SEEDS)]" $(ARGS) || failed="$$failed $$name"; \
+			-p dataset "$(DATASET)" -p preset $(PRESET) -p seeds "[$(SEEDS)]" -p stale recompute $(ARGS) || failed="$$failed $$name"; \
 		echo "$$name: $$(( $$(date +%s) - begin )) s"; \
 	done; \
 	$(BIN)/python -c "from diffprune.report.tables import figures_index; print('index:', figures_index().relative_to('$(CURDIR)'))"; \

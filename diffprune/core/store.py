@@ -459,14 +459,15 @@ def build(self:Store,
     force:bool=False,  # compute again even if it exists
     resumable:bool=False,  # `make` can continue from what an interrupted run left in the folder
     facts:dict|None=None,  # what else to record in artifact.json, such as the code's version
+    accept:Callable=lambda found: True,  # accept(artifact) -> whether one that is there will do; if not, it stays until the new one is done
 ) -> Artifact:
     "The artifact, from the store if it is there, else made now. Raises whatever `make` raises, and then leaves no artifact."
     key = self.key(kind, settings, inputs, version)
-    if not force and (found := self.find(key)): return found
+    if not force and (found := self.find(key)) and accept(found): return found
     with self.lock(key):
         mark_own(self.root)
         self._set_aside(key)
-        if not force and (found := self.find(key)): return found
+        if not force and (found := self.find(key)) and accept(found): return found
         work = self.root/"work"/f"{key.kind}-{key.hash}"
         if work.exists() and (force or not resumable): shutil.rmtree(work)
         resumed, meter = work.exists(), Meter()

@@ -46,7 +46,7 @@ def _parse_settings(
 
 # %% ../../nbs/report/01_figures.ipynb #cell-9
 _COMMON = dict(dataset=str, preset=str, seeds=list, metrics_backbone=str | None, root=str | None, device=str | None, workers=int | None,
-               overrides=dict | None, force=bool)  # what every figure notebook has
+               overrides=dict | None, force=bool, stale=str)  # what every figure notebook has
 _INTERACTIVE = {"In", "Out", "exit", "quit", "get_ipython", "open"}  # names that a notebook has from the start
 
 def _typed(name, value, wanted):
@@ -69,7 +69,8 @@ class Parameters(types.SimpleNamespace):
     ):  # Study
         "The study that the parameters describe. Raises `ValueError` for an unknown value, `FileNotFoundError` where the data are absent."
         from diffprune.study.study import Study  # it brings torch, which the index of figures does without
-        common = {name: getattr(self, name) for name in ("dataset", "preset", "seeds", "metrics_backbone", "root", "device", "workers")}
+        machine = ("root", "device", "workers", "stale")
+        common = {name: getattr(self, name) for name in ("dataset", "preset", "seeds", "metrics_backbone", *machine)}
         grid = dict(methods=getattr(self, "methods", []), ratios=getattr(self, "ratios", None) or [])
         overrides = {**(self.overrides or {}), **changes.pop("overrides", {})}
         study = Study(**{**common, **grid, **changes}, overrides=overrides)

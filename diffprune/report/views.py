@@ -129,7 +129,7 @@ def changed(
     **changes,  # arguments of `Study` that differ
 ) -> Study:
     "A study like another in all but the named arguments, on the same store and devices."
-    machine = dict(store=study.store, device=",".join(study.devices), workers=study.workers//len(study.devices))
+    machine = dict(store=study.store, device=",".join(study.devices), workers=study.workers//len(study.devices), stale=study.pipeline.stale)
     return Study(**{**study.arguments, **machine, **changes})
 
 def balance_studies(
