@@ -103,7 +103,7 @@ def images(self:Pipeline,
 def vqvae(self:Pipeline) -> Stage:
     "The autoencoder, trained on the whole training set."
     settings = dict(model=asdict(self.preset.vqvae), train=asdict(self.preset.vqvae_train))
-    return Stage("vqvae", settings, dict(images=self.images()), make_vqvae, resumable=True, parallel=True)
+    return Stage("vqvae", settings, dict(images=self.images()), make_vqvae, version=2, resumable=True, parallel=True)
 
 @patch
 @once
@@ -165,7 +165,7 @@ def _pretraining(self:Pipeline, kind, make, seed, *without, **more):
     "A stage of pre-training, with the settings that it uses, and without the usual precision."
     proxy = {k: v for k, v in asdict(self.preset.proxy).items() if k not in without and (k, v) != ("precision", "no")}
     inputs = dict(latents=self.latents(), images=self.images())
-    return Stage(kind, dict(self._diffusion(seed), proxy=proxy, **more), inputs, make, resumable=True, parallel=True)
+    return Stage(kind, dict(self._diffusion(seed), proxy=proxy, **more), inputs, make, version=2, resumable=True, parallel=True)
 
 # %% ../../nbs/study/03_pipeline.ipynb #f73278d5
 @patch
@@ -247,7 +247,7 @@ def model(self:Pipeline,
 ) -> Stage:
     "The diffusion model trained on a subset."
     inputs = dict(images=self.images(), latents=self.latents(), **self.subsets(run))
-    return Stage("model", self._diffusion(run.seed), inputs, make_model, resumable=True, parallel=True, scope="run")
+    return Stage("model", self._diffusion(run.seed), inputs, make_model, version=2, resumable=True, parallel=True, scope="run")
 
 @patch
 @once

@@ -274,6 +274,8 @@ def _run_workers(self:Study, n, progress):
     with tempfile.TemporaryFile("w+") as log, running(start_workers(n, self.devices, self.worker_arguments, log)) as workers:
         failed = watch_workers(workers, self.done, progress)
         log.seek(0)
+        for line in [line for line in log if line.endswith("starts anew\n")]: print(line, end="")
+        log.seek(0)
         if failed or self.missing():
             raise RuntimeError(f"{len(self.missing())} runs could not be computed; what the workers said:\n{log.read()[-4000:]}")
 
