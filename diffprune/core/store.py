@@ -113,8 +113,8 @@ def load_array(
 # %% ../../nbs/core/00_store.ipynb #cell-20
 def create_array(
     path,  # .npy file to create
-    dtype,  # of the array
-    shape,  # of the array
+    dtype,  # type of its values, such as `np.uint8`
+    shape,  # its length along each axis
 ) -> np.memmap:  # zeros, to be filled
     "A new array in a file, to be filled through its memory map. Raises `OSError` at once if the disk is too small for it."
     out = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=tuple(shape))
@@ -138,12 +138,12 @@ class Rows:
 
     @property
     def dtype(self) -> np.dtype:
-        "That of the array."
+        "Type of the values."
         return self.array.dtype
 
     @property
     def ndim(self) -> int:
-        "That of the array."
+        "Number of axes, that of the samples included."
         return self.array.ndim
 
     def __len__(self): return len(self.index)
@@ -209,7 +209,7 @@ def mark_own(
 @dataclass(frozen=True)
 class Key:
     "The recipe of an artifact, and its address."
-    kind:str  # what it is: a word
+    kind:str  # kind of the artifact, a word such as "model"
     settings:dict = field(default_factory=dict)  # canonical settings
     inputs:dict = field(default_factory=dict)  # name -> hash of the input
     version:int = 1  # raised by the code when the content changes meaning
@@ -233,7 +233,7 @@ class Artifact:
 
     @property
     def kind(self) -> str:
-        "What it is."
+        "Kind of the artifact, as in its recipe."
         return self.meta["kind"]
 
     @property
@@ -292,7 +292,7 @@ class Store:
     def __repr__(self): return f"Store({str(self.root)!r})"
 
     def key(self,
-        kind:str,  # what it is
+        kind:str,  # kind of the artifact, such as "model"
         settings=None,  # anything `canonical` accepts
         inputs:dict|None=None,  # name -> Key, Artifact or hash
         version:int=1,  # of the recipe
@@ -387,7 +387,7 @@ def lock(self:Store,
 
 # %% ../../nbs/core/00_store.ipynb #cell-39
 def now() -> datetime:
-    "The wall clock, in UTC. It only dates artifacts: durations are measured by the monotonic clock, and locks know no time."
+    "The wall clock, in UTC. It only dates artifacts: durations are measured by the monotonic clock, and locks do not depend on time."
     return datetime.now(timezone.utc)
 
 def created_after(
@@ -451,7 +451,7 @@ def _to_trash(self:Store, path):
 # %% ../../nbs/core/00_store.ipynb #cell-45
 @patch
 def build(self:Store,
-    kind:str,  # what it is
+    kind:str,  # kind of the artifact, such as "model"
     settings=None,  # the options that influence the content
     inputs:dict|None=None,  # name -> Key, Artifact or hash of what it is computed from
     make:Callable|None=None,  # make(folder) writes the files; it may return a dict of facts for artifact.json

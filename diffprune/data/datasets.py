@@ -71,7 +71,7 @@ class DataConfig:
         name:str,  # of what is looked up
         how:Callable,  # how() does it
     ):  # what `how` returned when it was first asked
-        "Look something up once."
+        "The result of `how()`, remembered under `name` from the first call on."
         if name not in self._looked: self._looked[name] = how()
         return self._looked[name]
 
@@ -211,7 +211,7 @@ def _paths(artifact, source):
     import pandas as pd
     if not source or not (artifact.path/"manifest.parquet").exists(): return None
     kept = pd.read_parquet(artifact.path/"manifest.parquet", columns=["path", "reason"]).query("reason == ''")["path"]
-    raw = source.get("raw", {})  # for names that are no text, the names that open
+    raw = source.get("raw", {})  # for names that are not valid text, the names that open
     root = source["root"] if source["state"] is None else os.path.abspath(source["root"])
     return [os.path.join(root, raw.get(p, p)) for p in kept]
 

@@ -108,7 +108,7 @@ def relative_rise(
     table:pd.DataFrame,  # tidy results with the unpruned models in them, at ratio 0
     metric:str="fd",  # key of the metric
     unpruned:dict|None=None,  # method -> the method that stands for it at ratio 0, such as random -> unpruned
-) -> pd.DataFrame:  # the same rows and columns, with metric "<metric>_rise" and the value relative to the own unpruned one, minus 1
+) -> pd.DataFrame:  # the same rows and columns, with metric "<metric>_rise" and the value relative to its own unpruned model, minus 1
     "Each value against that of the same kind of model and the same seed on the whole set. Raises `ValueError` where that is missing."
     rows = table[(table.metric == metric) & (table.method != "validation")]
     whole = table[(table.metric == metric) & (table.pruning_ratio == 0)].set_index(["method", "seed"]).value

@@ -23,8 +23,8 @@ from ..data.datasets import DataConfig
 from ..models.flow import flow_matching_loss
 from ..models.vqvae import LatentNorm
 from ..pruning.gradients import sample_gradients
+from ..pruning.probes import ProbeGrid, ProbeSet, epoch_ends, leave_one_out, mean_gradient, probe_norms
 from ..pruning.registry import known_methods, parse_method
-from ..pruning.scores import ProbeGrid, ProbeSet, epoch_ends, leave_one_out, mean_gradient, probe_norms
 from ..pruning.select import KEEPS, codes_of, n_kept, select, uniform_keys, window
 from diffprune.study.makers import (
     fitted_pruner,

@@ -31,12 +31,10 @@ from ..models.dit import dit_model
 from ..models.flow import SampleConfig, sample_latents
 from ..models.train import TrainConfig, Trainer, diffusion_loss, learning_rate, seeded
 from ..models.vqvae import VQVAE, LatentNorm, VQVAEConfig, decode_latents, encode_images, to_float, vqvae_loss
-from ..pruning.registry import make_pruner, parse_method
-from diffprune.pruning.scores import (
+from diffprune.pruning.probes import (
     ProbeGrid,
     ProbeSet,
     Recorder,
-    Scores,
     epoch_ends,
     influences,
     probe_losses,
@@ -45,6 +43,8 @@ from diffprune.pruning.scores import (
     probe_projections,
     surrogate_folds,
 )
+from ..pruning.registry import make_pruner, parse_method
+from ..pruning.scores import Scores
 
 # %% ../../nbs/study/02_makers.ipynb #fe2de9a5
 def _uint8_loss(model, batch, draws):

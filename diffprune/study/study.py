@@ -172,7 +172,7 @@ def compute(self:Study,
 def take(self:Study,
     run:Run,  # what to compute
     context:Context,  # how
-) -> bool:  # False if another live process is at it
+) -> bool:  # False if another live process is computing it
     "Compute a run unless somebody else is computing it."
     key = self.measured(run).key(self.store)
     lock = self.store.root/"locks"/f"run-{key.hash}.lock"
@@ -210,7 +210,7 @@ def work(
     "What a worker process does: compute runs of a study that nobody else is computing, until none is missing."
     study = study_of_worker(arguments)
     while todo := study.missing():
-        if not any(study.take(run, study.context(progress=False)) for run in todo): time.sleep(1)  # others are at them all
+        if not any(study.take(run, study.context(progress=False)) for run in todo): time.sleep(1)  # others are computing all of them
 
 # %% ../../nbs/study/07_study.ipynb #e6a9f184
 @patch
@@ -377,7 +377,7 @@ def real_images(self:Study,
 def real_labels(self:Study,
     split:str="train",  # or "val"
 ) -> np.ndarray:  # (N,) int64, -1 where there is no class
-    "Their classes."
+    "Classes of the real images."
     return materialise(self.pipeline.images(split), self.context(progress=False)).table("samples")["label"].to_numpy()
 
 @patch(as_prop=True)
@@ -415,7 +415,7 @@ def reconstruction_features(self:Study,
     backbone:str|None=None,  # as for `features`
     split:str="train",  # or "val"
 ) -> np.ndarray:  # (N, d)
-    "Their features."
+    "Features of real images, encoded and decoded."
     return self._array(self.pipeline.features(self.pipeline.reconstructions(split), backbone or self.pipeline.metrics_backbone), "features")
 
 # %% ../../nbs/study/07_study.ipynb #48ea597e
@@ -432,7 +432,7 @@ def recorded(self:Study,
     stage,  # what a run ends in
     names,  # "field", or "kind.field" for the nearest stage of a kind below it; dots lead into dictionaries
 ) -> dict:  # name -> value, None where nothing is recorded
-    "What the artifacts of a run recorded. Raises `ValueError` for names that are no list."
+    "What the artifacts of a run recorded. Raises `ValueError` for names that are not a list."
     below, kinds, found = {s.kind: s for s in stage.tree()}, {s.kind for s in self.stages().values()}, {}
     for name in as_list("provenance", names):
         head, _, rest = name.partition(".")
