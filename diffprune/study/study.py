@@ -21,6 +21,8 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
+from ..core.lineage import code_version
+from ..core.origins import Origin
 from ..core.parallel import agree, launched, start
 from ..core.stages import Context, Freshness, materialise
 from ..core.store import Artifact, Store, digest, load_json
@@ -503,10 +505,14 @@ def stale_artifacts(self:Study) -> pd.DataFrame:  # one row per artifact: kind, 
 
 # %% ../../nbs/study/07_study.ipynb #759e7eda
 @patch
-def provenance(self:Study) -> dict:  # JSON-able
-    "What stands beside every figure: the arguments, the settings of the preset, device, code and packages."
-    return dict(self.arguments, device=self.device, workers=self.workers, settings=asdict(self.pipeline.preset),
-                created=datetime.now(timezone.utc).isoformat(timespec="seconds"), **code_provenance())
+def provenance(self:Study,
+    **more,  # further facts, such as the noises that a figure shows
+) -> Origin:  # JSON-able; `behind` says what made the rows of a table
+    "What stands beside every figure: the arguments, the settings of the preset, and the process that draws."
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    drawn = dict(created=created, device=self.device, workers=self.workers, **code_provenance())
+    facts = dict(self.arguments, settings=asdict(self.pipeline.preset), **more, drawn=drawn)
+    return Origin(facts, self.store, self.stages())
 
 @patch
 def provenance_table(self:Study,
