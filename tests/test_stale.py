@@ -7,7 +7,6 @@ import sys
 import warnings
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -15,7 +14,7 @@ import diffprune
 from diffprune.cli import app
 from diffprune.core import lineage
 from diffprune.core.stages import StaleWarning
-from diffprune.core.store import Store, load_json, save_json
+from diffprune.core.store import Store
 from diffprune.study.runs import Run
 from diffprune.study.study import Study
 

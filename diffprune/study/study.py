@@ -21,7 +21,6 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from ..core.lineage import code_version
 from ..core.origins import Origin
 from ..core.parallel import agree, launched, start
 from ..core.stages import Context, Freshness, materialise
