@@ -29,8 +29,12 @@ def ancestry(
 
 # %% ../../nbs/core/05_origins.ipynb #cell-9
 def _sessions(record):
-    "The sessions that an artifact was computed in: one, unless it was stopped and resumed."
-    return [{**record, **part} for part in record.get("segments") or [{}]]
+    "The sessions that an artifact was computed in: one, unless it was stopped and resumed. What a session does not say is as recorded."
+    packages = record.get("packages") or {}
+    own = lambda part: {name: part.get(name, version) for name, version in packages.items()}
+    named = lambda s: f"{s['device']} ({s['hardware']})" if s.get("hardware") else s.get("device")
+    sessions = [{**record, **part, "packages": own(part)} for part in record.get("segments") or [{}]]
+    return [dict(s, device=named(s)) for s in sessions]
 
 def _counted(values): return dict(Counter(values).most_common())
 
@@ -41,7 +45,7 @@ def made_by(
     here = [r for r in records.values() if r]
     kinds, versions = {}, Counter()
     for r in here: kinds.setdefault(r["kind"], []).extend(dict.fromkeys(s.get("commit", "unknown") for s in _sessions(r)))
-    for r in here: versions.update({json.dumps(dict(python=s.get("python"), **(s.get("packages") or {}))) for s in _sessions(r)})
+    for r in here: versions.update({json.dumps(dict(python=s.get("python"), **s["packages"])): 1 for s in _sessions(r)})
     per_artifact = lambda field: _counted(v for r in here for v in dict.fromkeys(str(s[field]) for s in _sessions(r) if s.get(field)))
     return dict(artifacts=len(here), deleted=len(records) - len(here), kinds={k: _counted(kinds[k]) for k in sorted(kinds)},
                 commits=per_artifact("commit"), devices=per_artifact("device"),
