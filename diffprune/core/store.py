@@ -18,10 +18,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, is_dataclass
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
@@ -286,7 +287,11 @@ class Store:
     def __init__(self,
         root=None,  # its folder; see `default_store_root`
         verify_below:int=2**31,  # bytes; smaller artifacts have their checksums verified when first opened, larger ones their sizes
+        resume:str|None=None,  # work begun with other code or inputs: "anew" or "refuse"; by default $DIFFPRUNE_RESUME, or else "anew"
     ):
+        self.resume = resume or os.environ.get("DIFFPRUNE_RESUME") or "anew"
+        if self.resume not in ("anew", "refuse"):
+            raise ValueError(f"resume (or DIFFPRUNE_RESUME) is {self.resume!r}; choose 'anew' or 'refuse'")
         self.root, self.verify_below, self._verified = Path(root or default_store_root()).resolve(), verify_below, set()
 
     def __repr__(self): return f"Store({str(self.root)!r})"
@@ -448,6 +453,63 @@ def _to_trash(self:Store, path):
     except FileNotFoundError: pass
     return target
 
+# %% ../../nbs/core/00_store.ipynb #eb65e9f2
+_BEAT = 5.0  # seconds between two notes of how long a session has lasted
+
+class _Session:
+    "One session at a piece of work; all of them are noted in `sessions.json`, with what the work was begun with."
+    def __init__(self, work, facts, inputs, noted):
+        self.path, self.noted, self.past, self.over, self.meter = work/"sessions.json", noted, [], threading.Event(), Meter()
+        files = {name: digest(i.meta["files"]) for name, i in inputs.items() if isinstance(i, Artifact)}
+        self.begun, torch = dict(code=facts.get("code", {}).get("parts", {}), inputs=files), sys.modules.get("torch")
+        self.own = dict(started=now().isoformat(timespec="seconds"), threads=torch.get_num_threads() if torch else None,
+                        **{k: facts[k] for k in ("device", "processes") if k in facts}, **provenance())
+
+    def differs(self) -> str:
+        "How the work in the folder was begun otherwise; empty if nothing is there or nothing differs."
+        if not any(self.path.parent.glob("*")): return ""
+        known = load_json(self.path) if self.path.is_file() else {}
+        then, self.past = known.get("begun"), known.get("sessions", [])
+        if then is None: return "code that was not recorded" if self.begun["code"] else ""
+        changed = {k: sorted(n for n in then[k].keys() | v.keys() if then[k].get(n) != v.get(n)) for k, v in self.begun.items()}
+        return "; ".join(f"other {k} ({', '.join(names)})" for k, names in changed.items() if names)
+
+# %% ../../nbs/core/00_store.ipynb #03571106
+@patch
+def _entries(self:_Session): return [*self.past, dict(self.own, **self.meter.read())]
+
+@patch
+def _note(self:_Session): save_json(self.path, dict(begun=self.begun, sessions=self._entries()))
+
+@patch
+def _beat(self:_Session):
+    while not self.over.wait(_BEAT):
+        with suppress(OSError): self._note()  # a full disk stops the work itself
+
+@patch
+def __enter__(self:_Session):
+    if self.noted:
+        self._note()
+        self.thread = threading.Thread(target=self._beat, daemon=True)
+        self.thread.start()
+    return self
+
+@patch
+def __exit__(self:_Session, *error):
+    self.entries = self._entries()
+    if not self.noted: return
+    self.over.set(); self.thread.join()
+    if error[0] is None: self.path.unlink(missing_ok=True)
+    else:
+        with suppress(OSError): self._note()
+
+@patch
+def facts(self:_Session) -> dict:
+    "seconds of all sessions, the largest memory of any, whether there were several, and each of them."
+    largest = lambda name: max((s[name] for s in self.entries if s[name] is not None), default=None)
+    return dict(seconds=round(sum(s["seconds"] for s in self.entries), 3), resumed=len(self.entries) > 1,
+                **{k: largest(k) for k in ("peak_memory_mib", "peak_gpu_mib")}, **(dict(sessions=self.entries) if self.noted else {}))
+
 # %% ../../nbs/core/00_store.ipynb #e90c6c5f
 @patch
 def build(self:Store,
@@ -459,23 +521,36 @@ def build(self:Store,
     force:bool=False,  # compute again even if it exists
     resumable:bool=False,  # `make` can continue from what an interrupted run left in the folder
     facts:dict|None=None,  # what else to record in artifact.json, such as the code's version
+    accept:Callable=lambda found: True,  # accept(artifact) -> whether one that is there will do; if not, it stays until the new one is done
 ) -> Artifact:
     "The artifact, from the store if it is there, else made now. Raises whatever `make` raises, and then leaves no artifact."
     key = self.key(kind, settings, inputs, version)
-    if not force and (found := self.find(key)): return found
+    if not force and (found := self.find(key)) and accept(found): return found
     with self.lock(key):
         mark_own(self.root)
         self._set_aside(key)
-        if not force and (found := self.find(key)): return found
+        if not force and (found := self.find(key)) and accept(found): return found
         work = self.root/"work"/f"{key.kind}-{key.hash}"
         if work.exists() and (force or not resumable): shutil.rmtree(work)
-        resumed, meter = work.exists(), Meter()
         work.mkdir(parents=True, exist_ok=True)
         for half in [p for p in work.rglob(".*") if p.is_file()]: half.unlink()  # what `temporary_path` was writing when a run was killed
-        extra = make(work)
-        self._finish(key, work, dict(facts or {}, **meter.read(), resumed=resumed, **(extra or {})), inputs or {})
+        session = _Session(work, facts or {}, inputs or {}, noted=resumable)
+        if resumable and (reason := session.differs()): self._begin_anew(key, session, reason)
+        with session: extra = make(work)
+        self._finish(key, work, dict(facts or {}, **session.facts(), **(extra or {})), inputs or {})
         self._verified.add(key.hash)
         return self.find(key)
+
+@patch
+def _begin_anew(self:Store, key, session, reason):
+    "Empty the work folder and say why; an error for a store that refuses."
+    work = session.path.parent
+    if self.resume == "refuse":
+        raise ValueError(f"{key.name} was begun with {reason}, and resume is 'refuse': restore that, delete {work}, or allow 'anew'")
+    log.warning("%s was begun with %s; it starts anew", key.name, reason)
+    shutil.rmtree(work)
+    work.mkdir()
+    session.past = []
 
 # %% ../../nbs/core/00_store.ipynb #cell-46
 @patch

@@ -255,7 +255,8 @@ def share_bars(
             mean = rows.groupby("value")[column].mean().reindex(values[attribute])
             look = dict(color=OKABE_ITO[i], hatch=["", "////", "..", "xx"][i % 4], edgecolor="white", lw=0)
             ax.barh(place, mean, 0.8/len(names), label=name, **look)
-            ax.plot(rows[column], place[[values[attribute].index(v) for v in rows.value]], "k.", ms=2.5)
+            label = None if i else "single seeds"
+            ax.plot(rows[column], place[[values[attribute].index(v) for v in rows.value]], "k.", ms=2.5, label=label)
         known = truth[truth.attribute == attribute].set_index("value").share.reindex(values[attribute])
         ax.plot(known, np.arange(len(known)), "k|", ms=11, mew=1.2, label="training set")
         ax.set_yticks(range(len(known)), [v.replace("_", " ") for v in known.index], fontsize=6.5)
@@ -265,6 +266,6 @@ def share_bars(
         ax.set_xticks([0, 0.01, 0.1, 1], ["0", "1 %", "10 %", "100 %"], fontsize=6)
         ax.set_title(attribute.replace("_", " "), fontsize=8)
         ax.spines[["top", "right"]].set_visible(False)
-    legend_below(fig, len(names) + 1)
+    legend_below(fig, len(names) + 2)
     set_title(fig, title)
     return fig

@@ -40,7 +40,8 @@ def make_baseline(stage, artifacts, folder, context):
     trainer = Trainer(model, as_float, dict(image=Rows(images, index)), train_cfg, folder, context.device)
     trainer.fit(progress=context.progress).to_csv(folder/"log.csv", index=False)
     trainer.export(folder/"model.safetensors")
-    return dict(n_train=len(index))
+    trainer.clear()
+    return dict(device=str(trainer.device), n_train=len(index), segments=trainer.segments)
 
 # %% ../../nbs/study/09_baseline_runs.ipynb #cell-6
 def make_baseline_samples(stage, artifacts, folder, context):
@@ -64,7 +65,7 @@ def baseline(
     p, inputs = pipeline.preset, dict(images=pipeline.images(), **pipeline.subsets(run))
     model, train = replace(p.baseline, image_size=pipeline.config.image_size), getattr(p, f"{kind}_train")
     settings = dict(kind=kind, model=asdict(model), train={**asdict(train), "seed": run.seed})
-    return Stage("baseline", settings, inputs, make_baseline, resumable=True, scope="run")
+    return Stage("baseline", settings, inputs, make_baseline, version=2, resumable=True, scope="run")
 
 def baseline_samples(
     pipeline:Pipeline,  # data set and preset

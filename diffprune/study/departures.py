@@ -391,7 +391,8 @@ def make_pipeline(
     preset:Preset,  # all settings, with the names of departures
     metrics_backbone:str="lite0",  # features of the metrics
     weights:dict|None=None,  # backbone -> local file of weights
+    stale:str="warn",  # as for `Pipeline`
 ) -> Pipeline:
     "The pipeline of a preset: the usual one, unless departures are switched on. Raises `ValueError` for an unknown departure."
     preset = depart(preset)
-    return (DepartingPipeline if preset.departures else Pipeline)(config, preset, metrics_backbone, weights)
+    return (DepartingPipeline if preset.departures else Pipeline)(config, preset, metrics_backbone, weights, stale)
