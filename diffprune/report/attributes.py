@@ -19,7 +19,6 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
 from ..core.checks import check_features
-from ..data.datasets import load_dataset
 from .plots import MARKERS, OKABE_ITO, legend_below, set_title
 from .verdicts import seed_interval
 from ..study.study import Study
@@ -118,7 +117,7 @@ def shares(self:AttributeClassifier,
 # %% ../../nbs/report/07_attributes.ipynb #cell-21
 def _known_values(study, split):
     "What is recorded of each image of a split: its label and attributes."
-    data = load_dataset(study.pipeline.config, split, store=study.store, progress=False)
+    data = study.data(split)
     labels = pd.DataFrame(dict(label=data.labels))
     return labels if data.attributes is None else labels.join(data.attributes)
 
