@@ -37,7 +37,8 @@ def stop_at(step):
     return hook
 
 
-def network(width=4, dropout=0.1): return torch.nn.Sequential(torch.nn.Linear(3, width), torch.nn.Dropout(dropout), torch.nn.Linear(width, 1))
+def network(width=4, dropout=0.1):
+    return torch.nn.Sequential(torch.nn.Linear(3, width), torch.nn.Dropout(dropout), torch.nn.Linear(width, 1))
 
 
 def loss(model, batch, draws, scale=1.0): return scale * (model(batch["x"]) - draws.randn(1)).square().mean(), {}
@@ -59,9 +60,11 @@ other_x = X.clone()
 other_x[19, 2] += 1e-6
 DIFFERENT = dict(
     lr=(dict(lr=2e-3), "lr was 0.001 and is 0.002"), seed=(dict(seed=1), "seed was 0 and is 1"),
-    batch_size=(dict(batch_size=4), "batch_size was 8 and is 4"), schedule=(dict(schedule="cosine"), "schedule was 'constant' and is 'cosine'"),
+    batch_size=(dict(batch_size=4), "batch_size was 8 and is 4"),
+    schedule=(dict(schedule="cosine"), "schedule was 'constant' and is 'cosine'"),
     warmup=(dict(warmup=3), "warmup was 2 and is 3"), betas=(dict(betas=(0.5, 0.9)), "betas was"),
-    decay=(dict(weight_decay=0.1), "weight_decay was"), clip=(dict(grad_clip=None), "grad_clip was 1.0 and is None"),
+    decay=(dict(weight_decay=0.1), "weight_decay was"),
+    clip=(dict(grad_clip=None), "grad_clip was 1.0 and is None"),
     precision=(dict(precision="bf16"), "precision was"), ema=(dict(ema_decay=None), "ema_decay was 0.9 and is None"),
     data=(dict(x=other_x), "data x was"), rows=(dict(x=X[:19]), "data x was"), order=(dict(x=X.flip(0)), "data x was"),
     width=(dict(model=partial(network, 5)), "model was 'Sequential of 21 parameters"),
@@ -78,7 +81,8 @@ def test_another_training_is_refused_and_told_why(half, name):
     assert sorted(p.name for p in half.iterdir()) == before  # nothing was harmed
 
 
-@pytest.mark.parametrize("changes", [dict(log_every=3), dict(checkpoint_every=2), dict(x=X.numpy()), dict(x=Rows(X.numpy(), range(20))), dict(steps=15)])
+@pytest.mark.parametrize("changes", [
+    dict(log_every=3), dict(checkpoint_every=2), dict(x=X.numpy()), dict(x=Rows(X.numpy(), range(20))), dict(steps=15)])
 def test_what_decides_nothing_may_change(half, changes):
     trainer(half, **changes).fit(progress=False)
 
