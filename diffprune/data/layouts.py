@@ -132,11 +132,15 @@ def find_splits(
     return parts, beside, [*notes, *more, *left]
 
 # %% ../../nbs/data/06_layouts.ipynb #396275d2
+_NO_CLASS = ("images", "image", "imgs", "img")  # names that say nothing of the images inside
+
 def _class_tree(split, tree, labels):
     "The first folder of each image of a split, None for those without; and what deserves a line."
     tree, above = _unwrap(tree)
     inside, loose = _step(tree)
     if not inside or labels == "none": return dict.fromkeys(tree), []
+    if labels == "auto" and not loose and len(inside) == 1 and (name := next(iter(inside))).casefold() in _NO_CLASS:
+        return dict.fromkeys(tree), [f"{split}: {name}/ is not taken for a class (labels='folders' decides otherwise)"]
     if labels == "auto" and 2 * len(loose) > len(tree):
         folders = several(f"{name}/" for name in inside)
         return dict.fromkeys(tree), [f"{split}: {folders} not taken for classes, since more images lie beside than inside "
@@ -153,16 +157,16 @@ def find_classes(
 ) -> tuple[dict, list]:  # position -> name of its class, None where there is none; notes
     "The class of each image by its first folder. Raises `ValueError` for an unknown way of labelling."
     _check_choices(labels=labels)
+    told = {split: given.keys() & tree.keys() if given else set() for split, tree in parts.items()}
     def classes_of(split, tree):
-        known = given.keys() & tree.keys() if given else ()
-        return (dict.fromkeys(tree) | {i: given[i] for i in known}, []) if known else _class_tree(split, tree, labels)
+        return (dict.fromkeys(tree) | {i: given[i] for i in told[split]}, []) if told[split] else _class_tree(split, tree, labels)
     found = {split: classes_of(split, tree) for split, tree in parts.items()}
     notes = [note for _, more in found.values() for note in more]
     names = {split: {c for c in of.values() if c is not None} for split, (of, _) in found.items()}
     of, known = {}, names["train"] if "train" in names else set().union(*names.values())
     for split, (classes, _) in found.items():
         if known and not names[split] and labels == "auto": notes.append(f"the images of {split} have no class, those of train have")
-        if names[split] and not names[split] & known:
+        if names[split] and not names[split] & known and not told[split]:
             notes.append(f"the images of {split} have no class: train has no class {several(names[split])}")
             classes = dict.fromkeys(classes)
         elif names[split] - known: notes.append(f"{split} has classes that train has not: {several(names[split] - known)}")
@@ -183,7 +187,9 @@ def _numbers(texts):
 
 def _csv_rows(path, label):
     with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
+        head = file.readline()
+        file.seek(0)
+        reader = csv.DictReader(file, delimiter=max(",;\t", key=head.count))  # spreadsheets of some countries write semicolons
         rows = [(f"line {reader.line_num}", row.get("file_name"), row.get(label)) for row in reader]
     values = _numbers([value for *_, value in rows])
     return reader.fieldnames or [], [(place, name, v) for (place, name, _), v in zip(rows, values)], ()
@@ -313,6 +319,25 @@ def _why_ignored(path, read):
     if path.lower().endswith(UNREADABLE_FORMATS): return "a format that cannot be opened here"
     return "an archive, which is not opened" if path.lower().endswith(_ARCHIVES) else "no image"
 
+def _is_list(path):
+    "Whether a table is a list that `diffprune prune` wrote."
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file: return {"id", "kept"} <= set(file.readline().strip().split(","))
+    except OSError: return False
+
+def _unread_tables(root, others, paths, label):
+    "A line about tables beside images without classes, since they may hold some; sidecars of single images are none of them."
+    stems = {posixpath.splitext(p)[0] for p in paths}
+    tables = [p for p in others if p.lower().endswith((".csv", ".tsv")) and posixpath.basename(p).lower() not in METADATA_FILES]
+    tables = [p for p in tables if posixpath.splitext(p)[0] not in stems and not _is_list(Path(root)/p)]
+    return [f"there are no classes, and {several(tables)} not read: classes come from folders, or from a metadata.csv with the columns "
+            f"file_name and {label}"] if tables else []
+
+def _shard_folders(paths, others):
+    "The folders of the images, if each is a shard of img2dataset, which writes statistics beside it."
+    folders, ending = {posixpath.dirname(p) for p in paths}, "_stats.json"
+    return sorted(folders) if folders <= {p[:-len(ending)] for p in others if p.endswith(ending)} else []
+
 def _losses(ignored):
     "Lines about other files that may hold pictures the owner means."
     of = lambda why: [path for path, reason in ignored if reason == why]
@@ -339,8 +364,11 @@ def read_layout(
     trees, beside, notes = find_splits(paths, splits, str(root))
     metadata = [p for p in others if posixpath.basename(p).lower() in METADATA_FILES] if labels == "auto" else []
     given, names, remarks, read = metadata_labels(root, metadata, paths, label)
-    of, more = find_classes(trees, labels, {i: given[p] for i, p in enumerate(paths) if p in given} if given else None)
+    shards = _shard_folders(paths, others) if labels == "auto" else []
+    if shards: remarks.append(f"{several(f'{s}/' for s in shards)} not taken for classes, but for shards of img2dataset")
+    of, more = find_classes(trees, "none" if shards else labels, {i: given[p] for i, p in enumerate(paths) if p in given} if given else None)
     used = {c for c in of.values() if c is not None}
+    if not used and labels == "auto": remarks += _unread_tables(root, others, paths, label)
     classes = names if used <= set(names) else sorted(used)
     number = {None: -1} | {name: k for k, name in enumerate(classes)}
     ignored = skipped + [(p, _why_ignored(p, read)) for p in others] + [(paths[i], "in no split") for i in beside]

@@ -17,7 +17,7 @@ from typing import get_args
 
 import pandas as pd
 
-from ..core.store import project_root, save_json, temporary_path
+from ..core.store import mark_own, project_root, save_json, temporary_path
 from .plots import small_print
 
 # %% ../../nbs/report/01_figures.ipynb #cell-5
@@ -136,8 +136,9 @@ def save_figure(
     root=None,  # where `papers_figures` is
     dpi:int=160,  # of the PNG
 ) -> list:  # paths of the files
-    "Put the origin in small print under a figure and write PDF, PNG, CSV and provenance (JSON), each complete or not at all."
+    "Put the origin in small print under a figure and write PDF, PNG, CSV and provenance (JSON), each complete or not at all, in a marked folder."
     folder, said = figure_folder(provenance["dataset"], provenance["preset"], root), f"diffprune {provenance.get('commit', '')}"
+    mark_own(folder)
     small_print(fig, " · ".join(filter(None, [f"{provenance['dataset']}, preset {provenance['preset']}", note, origin_text(provenance)])))
     for ending, key in (("pdf", "Creator"), ("png", "Software")):
         with temporary_path(folder/f"{name}.{ending}") as tmp:

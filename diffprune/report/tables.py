@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core.store import load_json, save_json, temporary_path
+from ..core.store import load_json, mark_own, save_json, temporary_path
 from ..pruning.registry import display_name
 from .figures import figure_folder, figures_root, origin_text
 
@@ -128,6 +128,7 @@ def save_table(
     "Write CSV, Markdown, LaTeX and provenance (JSON), each complete or not at all. Raises `ValueError` for an empty table."
     if not len(shown): raise ValueError(f"the table {name!r} is empty")
     folder = figure_folder(provenance["dataset"], provenance["preset"], root)
+    mark_own(folder)
     numbers = shown if table is None else table
     texts = dict(csv=numbers.to_csv(index=False), md=to_markdown(shown, caption), tex=to_latex(shown, caption, f"tab:{name}"))
     for ending, text in texts.items():
