@@ -363,7 +363,10 @@ NAMES = st.builds(
     st.sampled_from(["", "", "d/", "v1.0/"]),
     st.sampled_from(["0", "1", "s0.5_0", "s0.5_1", "s0", "._0", "__m__/0"]),
     st.sampled_from(
-        [".png", ".png", ".cls", ".cls", ".PNG", ".jpg", ".CLS", ".json", ".mask.png", ".mask.cls", ".left.jpg", ".right.jpg", "", ".", "..png"]
+        [
+            ".png", ".png", ".cls", ".cls", ".PNG", ".jpg", ".CLS", ".json", ".mask.png", ".mask.cls", ".left.jpg", ".right.jpg", "", ".",
+            "..png",
+        ]
     ),
 )
 LABELS = st.sampled_from([b"0", b"1", b"7\n", b"", b"cat", b"-1", b"2.5", b"-3", b"99999999999"])

@@ -136,7 +136,7 @@ def save_figure(
     root=None,  # where `papers_figures` is
     dpi:int=160,  # of the PNG
 ) -> list:  # paths of the files
-    "Put the origin in small print under a figure and write PDF, PNG, CSV and provenance (JSON), each complete or not at all, in a marked folder."
+    "Put the origin in small print under a figure; write PDF, PNG, CSV and JSON (provenance), complete or not at all, to a marked folder."
     folder, said = figure_folder(provenance["dataset"], provenance["preset"], root), f"diffprune {provenance.get('commit', '')}"
     mark_own(folder)
     small_print(fig, " · ".join(filter(None, [f"{provenance['dataset']}, preset {provenance['preset']}", note, origin_text(provenance)])))
