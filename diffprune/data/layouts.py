@@ -306,14 +306,15 @@ class Layout:
         return fingerprint([ids[i] for i in index], [self.hashes[i] for i in index], [of(i) for i in index])
 
 # %% ../../nbs/data/06_layouts.ipynb #925fea2a
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+
 def _no_images(root, files):
     "The error for a folder without images, with a hint where it holds something else that can be read."
     known = {".parquet": "parquet:", ".tar": "webdataset:", ".arrow": "hf:"}
     has = lambda extension: any(e.path.endswith(extension) for e in files)
     hints = [f"; it has {extension} files, which are read as {usage}{root}" for extension, usage in known.items() if has(extension)]
+    hints += [f"; it has {extension} files, which have to be unpacked first" for extension in _ARCHIVES if has(extension)]
     return FileNotFoundError(f"there are no image files in {root}{''.join(hints[:1])}")
-
-_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
 def why_ignored(
     path:str,  # of a file that is no image

@@ -168,11 +168,13 @@ def _ask_about_words(groups):
     for shard, samples in enumerate(groups):
         for s in samples:
             m = re.fullmatch(r"((?:.*/)?[^./]*)\.([A-Za-z_]+)", s.key)
-            for f in s.images() if m else (): words.setdefault((shard, m[1]), set()).add(m[2].lower()); extensions.add(f)
+            if m and s.images():
+                words.setdefault((shard, m[1]), set()).add(m[2].lower())
+                extensions.update(s.images())
     sets = Counter(frozenset(found) for found in words.values() if len(found) > 1)
     if not sets or (most := sets.most_common(1)[0])[1] < 2: return
-    raise ValueError(f"samples have several images, {', '.join(sorted(most[0]))}: choose with image={min(most[0])!r}, or give "
-                     f"image={';'.join(sorted(extensions))!r} if each of them is a sample of its own")
+    raise ValueError(f"samples have several images, {', '.join(sorted(most[0]))}: choose with image={min(most[0])!r}. If "
+                     f"each of them is a sample of its own, give image={';'.join(sorted(extensions))!r}")
 
 def choose_image(
     sample:Sample,  # of `group_members`
