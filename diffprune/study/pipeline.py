@@ -230,7 +230,8 @@ def subset(self:Pipeline,
     settings = dict(method=run.method, pruning_ratio=run.pruning_ratio, seed=run.seed, stratify=p.stratify,
                     options={k: v for k, v in options.items() if k in known})
     inputs = dict(images=self.images(), **self._needed(chosen.method, chosen.backbone, run.seed))
-    return Stage("subset", settings, inputs, make_subset, scope="run", code=(chosen.method.pruner,))
+    version = 2 if chosen.keep == "low" else 1  # 2: an inverse complements its method with an odd number of samples, too
+    return Stage("subset", settings, inputs, make_subset, version=version, scope="run", code=(chosen.method.pruner,))
 
 # %% ../../nbs/study/03_pipeline.ipynb #3378e7c6
 @patch
