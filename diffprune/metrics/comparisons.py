@@ -162,13 +162,14 @@ def holm(
 
 # %% ../../nbs/metrics/10_comparisons.ipynb #b87f6efc
 @lru_cache(maxsize=512)
-def _thresholds(n, k, level):
+def _thresholds(n, k, level, df, own_level):
     "Draws of what the standardised difference has to exceed (4096,)."
     nu = n - 1
-    c = max_t_quantile(level, (np.eye(k) + np.ones((k, k)))/2, k*nu)
+    df = max(df or k*nu, nu)
+    c = max_t_quantile(level, (np.eye(k) + np.ones((k, k)))/2, df)
     u = qmc.Sobol(2, seed=1).random(4096).clip(1e-12, 1 - 1e-12)
-    A, B = chi2.ppf(u[:, 0], nu), chi2.ppf(u[:, 1], (k - 1)*nu) if k > 1 else 0.0
-    return np.maximum(c*np.sqrt((A + B)/(k*nu)), max(c, student.ppf((1 + level)/2, nu))*np.sqrt(A/nu))
+    A, B = chi2.ppf(u[:, 0], nu), chi2.ppf(u[:, 1], df - nu) if df > nu else 0.0
+    return np.maximum(c*np.sqrt((A + B)/df), max(c, student.ppf((1 + (own_level or level))/2, nu))*np.sqrt(A/nu))
 
 def power(
     effect:float,  # true difference, on the scale of `sd`
@@ -176,10 +177,12 @@ def power(
     sd:float,  # of the noise of one run
     k:int=1,  # methods that are compared with the same baseline
     level:float=0.95,  # that all intervals hold at once
+    df:float|None=None,  # degrees of freedom of the pooled variance; None: k (n - 1), of a complete table
+    own_level:float|None=None,  # of Student's interval from the own seeds; None: `level`
 ) -> float:
     "Probability that `compare` decides about a method with this effect; 0 for a single seed."
     if n < 2: return 0.0
-    h, shift = _thresholds(int(n), int(k), level), abs(effect)*np.sqrt(n/2)/max(sd, 1e-300)
+    h, shift = _thresholds(int(n), int(k), level, df, own_level), abs(effect)*np.sqrt(n/2)/max(sd, 1e-300)
     return float((norm.sf(h - shift) + norm.cdf(-h - shift)).mean())
 
 def seeds_needed(
@@ -206,11 +209,13 @@ def smallest_effect(
     k:int=1,  # methods that are compared with the same baseline
     target:float=0.8,  # probability to decide
     level:float=0.95,  # that all intervals hold at once
+    df:float|None=None,  # as for `power`
+    own_level:float|None=None,  # as for `power`
 ) -> float:  # on the scale of `sd`; infinite for a single seed
     "The smallest true difference that these seeds decide about with the wanted probability."
-    if n < 2: return np.inf
-    h = np.quantile(_thresholds(int(n), int(k), level), 0.999) + 5
-    return float(brentq(lambda e: power(e, n, sd, k, level) - target, 0, h*sd*np.sqrt(2/n)))
+    if n < 2 or sd == 0: return np.inf if n < 2 else 0.0
+    most = (np.quantile(_thresholds(int(n), int(k), level, df, own_level), 0.999) + 5)*sd*np.sqrt(2/n)
+    return float(brentq(lambda e: power(e, n, sd, k, level, df, own_level) - target, 0, most))
 
 # %% ../../nbs/metrics/10_comparisons.ipynb #143bb5c6
 class Components(NamedTuple):
