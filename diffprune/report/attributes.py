@@ -20,7 +20,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from ..core.checks import check_features
 from .plots import MARKERS, OKABE_ITO, legend_below, set_title
-from .verdicts import seed_interval
+from ..metrics.comparisons import seed_interval
 from ..study.study import Study
 
 # %% ../../nbs/report/07_attributes.ipynb #cell-5
@@ -220,8 +220,8 @@ def share_changes(
     method:str,  # the method of interest
     against:str,  # the method that it is compared with
     column:str="adjusted",  # which shares
-    level:float=0.95,  # of the intervals
-) -> pd.DataFrame:  # one row per attribute and value: mean shares, difference with interval over seeds (nan for one seed)
+    level:float=0.95,  # that all intervals of the table hold at once, by Bonferroni's rule
+) -> pd.DataFrame:  # one row per attribute and value: mean shares, difference with simultaneous interval over seeds (nan for one seed)
     "Paired differences of shares between two methods, seed by seed. Raises `ValueError` if a method is not in the table."
     for m in (method, against):
         if m not in set(table.method): raise ValueError(f"no method {m!r} in the table; it has {', '.join(sorted(set(table.method)))}")
@@ -229,7 +229,7 @@ def share_changes(
     rows = []
     for (attribute, value), row in wide.iterrows():
         difference = (row[method] - row[against]).dropna()
-        e = seed_interval(difference, level)
+        e = seed_interval(difference, 1 - (1 - level)/len(wide))
         rows.append({"attribute": attribute, "value": value, against: row[against].mean(), method: row[method].mean(), "difference": e.mean,
                      "low": e.low if e.n > 1 else np.nan, "high": e.high if e.n > 1 else np.nan, "seeds": e.n})
     return pd.DataFrame(rows)
