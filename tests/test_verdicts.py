@@ -20,7 +20,6 @@ from diffprune.report.verdicts import (
     better_than_random,
     claim_methods,
     claims_table,
-    findings,
     forest,
     judge,
     paper_claims,

@@ -19,8 +19,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
 from ..core.checks import check_features
-from .plots import MARKERS, OKABE_ITO, legend_below, set_title
 from ..metrics.comparisons import seed_interval
+from .plots import MARKERS, OKABE_ITO, legend_below, set_title
 from ..study.study import Study
 
 # %% ../../nbs/report/07_attributes.ipynb #cell-5
