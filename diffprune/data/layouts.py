@@ -98,7 +98,7 @@ def _below_classes(inside):
     return found if "train" in found and len(found) > 1 else {}
 
 def _by_folder(inside, folders):
-    "The trees of split folders, split by split, and what deserves a line."
+    "The trees of split folders, split by split, and notes to print."
     parts, notes = {}, []
     for name, split in folders.items(): parts.setdefault(split, {}).update(inside[name])
     for split in parts:
@@ -136,7 +136,7 @@ def find_splits(
 _NO_CLASS = ("images", "image", "imgs", "img")  # names that say nothing of the images inside
 
 def _class_tree(split, tree, labels):
-    "The first folder of each image of a split, None for those without; and what deserves a line."
+    "The first folder of each image of a split, None for those without; and notes to print."
     tree, above = _unwrap(tree)
     inside, loose = _step(tree)
     if not inside or labels == "none": return dict.fromkeys(tree), []
@@ -276,7 +276,7 @@ class Layout:
     parts:dict  # split -> positions of its images
     labels:np.ndarray  # (N,) int64, -1 where there is no class
     classes:list  # names of classes 0, 1, ...
-    ignored:list  # (path, reason) of every file that is no image of a split
+    ignored:list  # (path, reason) of every file that is not an image of any split
     notes:list  # lines to be printed
 
     @property

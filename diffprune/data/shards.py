@@ -112,7 +112,7 @@ def _chosen(field, image):
 def member_keys(
     names,  # of the members of a shard
     image:str="",  # fields that hold the image; they may contain dots
-) -> dict:  # name -> (key, field); members that are no part of a sample are absent
+) -> dict:  # name -> (key, field); members that belong to no sample are absent
     "Which sample a member belongs to, and as what."
     begin = {name: _beginnings(name) for name in names if not _skipped(name)}
     stems = {cuts[-1] for cuts in begin.values()}

@@ -28,7 +28,7 @@ def _plain(value):
     return None if value is None or type(value).__name__ in ("NAType", "NaTType") else repr(value).encode()  # pandas has names for nothing
 
 def _fault(value, kind, names):
-    "Why a value is no label among values of `kind`, or an empty text."
+    "Why a value is not a label among values of `kind`, or an empty text."
     if not isinstance(value, (str, int)): return "is neither a whole number nor a name"
     if isinstance(value, str) and kind is int: return "is text among numbers"
     if isinstance(value, int) and kind is str: return "is a number among names"
@@ -43,7 +43,7 @@ def number_labels(
     place:str|list="row {}",  # how an error calls the value at a position, or what it calls each of the N
     missing:bool=False,  # whether some may be missing; they get -1
 ) -> tuple[np.ndarray, list[str]]:  # (N,) int64, -1 where there is none; names of classes
-    "Labels as numbers, and the names of the classes. Raises `ValueError` that names the row of a missing label or of a value that is none."
+    "Labels as numbers, and the names of the classes. Raises `ValueError` with the row of a missing label or of a value that cannot be one."
     values, names = [_plain(v) for v in values], list(names)
     known = [v for v in values if v is not None]
     if not known: return np.full(len(values), -1), names
@@ -131,7 +131,7 @@ def n_held_out(
     n_val,  # None, a number, a fraction below 1, or "auto" for a tenth
     n:int,  # samples
 ) -> int:
-    "How many of `n` samples go to validation: one at least, if any are asked for. Raises `ValueError` for what is no such number."
+    "How many of `n` samples go to validation: at least one, if any are asked for. Raises `ValueError` for anything else."
     if n_val is None: return 0
     if n_val == "auto": n_val = 0.1
     if isinstance(n_val, (str, bool)) or n_val < 0 or n_val >= 1 and n_val != int(n_val):

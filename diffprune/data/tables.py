@@ -183,7 +183,7 @@ def _joined_labels(tables):
 
 # %% ../../nbs/data/08_tables.ipynb #ce52033f
 def _notes(tables, label, note):
-    "What deserves a line: how classes were joined, and columns that look like labels where none was read."
+    "Notes to print: how classes were joined, and columns that look like labels where none was read."
     classy = sorted({c for t in tables for c in t.classy})
     missed = classy and label and all(t.labels is None for t in tables)
     hint = f"there is no column {label!r}, so there are no classes; {' and '.join(classy)} would give some" if missed else ""
