@@ -19,7 +19,7 @@ from typing import get_args
 import pandas as pd
 
 from ..core.origins import Origin, history, origin_problems
-from ..core.store import load_json, project_root, save_json, temporary_path
+from ..core.store import load_json, mark_own, project_root, save_json, temporary_path
 from .plots import small_print
 
 # %% ../../nbs/report/01_figures.ipynb #cell-5
@@ -208,6 +208,7 @@ def save_figure(
     "Put the origin in small print under a figure, write PDF, PNG, CSV and provenance (JSON), each complete or not at all, and say where."
     origin = behind(provenance, table)
     folder, said = file_folder(name, origin, root), f"diffprune, drawn at {origin.get('drawn', {}).get('commit', 'unknown')}"
+    mark_own(folder)
     small_print(fig, " · ".join(filter(None, [f"{origin['dataset']}, preset {origin['preset']}", note, origin_text(origin)])))
     for ending, key in (("pdf", "Creator"), ("png", "Software")):
         with temporary_path(folder/f"{name}.{ending}") as tmp:
