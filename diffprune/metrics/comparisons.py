@@ -87,10 +87,10 @@ def fit_seeds(
 def _largest(
     correlation:bytes,  # of the comparisons, float64
     k:int,  # how many
-) -> np.ndarray:  # (4096,), the largest |z| of each draw
+) -> np.ndarray:  # (1024,), the largest |z| of each draw
     R = np.frombuffer(correlation).reshape(k, k)
     values, vectors = np.linalg.eigh(R)
-    u = qmc.Sobol(k, seed=0).random(4096)
+    u = qmc.Sobol(k, seed=0).random(1024)
     z = norm.ppf(np.clip(u, 1e-12, 1 - 1e-12)) @ (vectors*np.sqrt(values.clip(0))).T
     return np.abs(z).max(1)
 
