@@ -21,6 +21,7 @@ METHODS, RATIOS = ["random", *(f"m{i}" for i in range(1, 12))], (0.25, 0.5, 0.75
 BY_RATIO = np.array([0.05, 0.09, 0.12, 0.20])  # noise of log FD on the digits, by ratio
 UNEQUAL = np.array([.13, .06, .07, .06, .03, .12, .48, .07, .10, .31, .26, .08])/0.2  # by method, at a ratio of 0.9
 STUDIES = 2000
+COMMIT = provenance()["commit"]  # when it started
 
 
 def study(rng, n, scale, effects=()):
@@ -125,4 +126,4 @@ def report():
 if __name__ == "__main__":
     for name in sys.argv[1:] or ["report"]:
         made = dict(null=null, power=seen, claims=claims, report=report, pilot=pilot)[name]()
-        if made is not None: made.assign(commit=provenance()["commit"]).to_csv(HERE/"results"/f"{name}.csv", index=False)
+        if made is not None: made.assign(commit=COMMIT).to_csv(HERE/"results"/f"{name}.csv", index=False)

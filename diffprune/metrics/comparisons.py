@@ -139,7 +139,7 @@ def compare(
     V = C @ fit.unscaled @ C.T
     R = V/np.sqrt(np.outer(np.diag(V), np.diag(V)))
     c, rows = max_t_quantile(level, R, fit.df), []
-    for row, mean, v, (first, second) in zip(C, C @ fit.means, np.diag(V), pairs):
+    for mean, v, (first, second) in zip(C @ fit.means, np.diag(V), pairs):
         paired = (wide.loc[first] - wide.loc[second]).dropna()
         n, se, half, own = len(paired), fit.sd*np.sqrt(v), np.inf, np.inf
         if n > 1:

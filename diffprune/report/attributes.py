@@ -20,8 +20,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from ..core.checks import check_features
 from ..data.datasets import load_dataset
-from .plots import MARKERS, OKABE_ITO, legend_below, set_title
 from ..metrics.comparisons import seed_interval
+from .plots import MARKERS, OKABE_ITO, legend_below, set_title
 from ..study.study import Study
 
 # %% ../../nbs/report/07_attributes.ipynb #cell-5

@@ -383,7 +383,7 @@ def power(self:Study,
     return found
 
 @patch
-def smallest_effect(self:Study,
+def detectable(self:Study,
     pilot=None,  # as for `power`
     metric:str="fd",  # a positive one
     target:float=0.8,  # probability to decide
@@ -400,11 +400,11 @@ def power_text(self:Study,
     pilot=None,  # as for `power`
 ) -> str:
     "In one line what these seeds can see and how many more would be needed; or why that is not known."
-    try: table, seen = self.power(pilot=pilot), self.smallest_effect(pilot).mean_over_ratios
+    try: table, seen = self.power(pilot=pilot), self.detectable(pilot).mean_over_ratios
     except ValueError as e: return f"seeds: {e}"
     n = len(set(self.arguments["seeds"]))
     need = ", ".join(f"+{e:.0%} needs {s if s is not pd.NA else 'more than 1000'}" for e, s in table.mean_over_ratios.items())
-    sees = f"the smallest difference of FD to random pruning that {n} seeds can see is +{seen:.0%}" if n > 1 else "one seed can see no difference"
+    sees = f"{n} seeds can see a difference of FD to random pruning from +{seen:.0%} on" if n > 1 else "one seed can see no difference"
     return f"seeds: {sees}; {need} (80 % power, mean over the ratios, noise {table.attrs['noise_mean']:.1%} {table.attrs['pilot']})"
 
 # %% ../../nbs/study/07_study.ipynb #94674949
@@ -434,7 +434,8 @@ def noise(self:Study,
     tables = [self.resampled(n).results(progress).assign(noise_seed=n) for n in noise_seeds]
     rows = pd.concat(tables).query("metric == @metric and method != 'validation'")
     logs = rows.assign(value=np.log(rows.value.astype(float)))
-    cells = {key: g.pivot(index="seed", columns="noise_seed", values="value").to_numpy() for key, g in logs.groupby(["pruning_ratio", "method"])}
+    grid_of = lambda g: g.pivot(index="seed", columns="noise_seed", values="value").to_numpy()
+    cells = {key: grid_of(g) for key, g in logs.groupby(["pruning_ratio", "method"])}
     found = {"all": variance_components(cells.values())}
     found |= {r: variance_components([c for key, c in cells.items() if key[0] == r]) for r in sorted({r for r, _ in cells})}
     return pd.DataFrame([dict(pruning_ratio=r, **{n: getattr(c, n) for n in ("retraining", "resampling", "shared_samples", "own_samples",
