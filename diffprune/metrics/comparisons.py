@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
-from scipy.stats import chi2, f as fisher, norm, qmc
+from scipy.stats import chi2, norm, qmc
+from scipy.stats import f as fisher
 from scipy.stats import t as student
 
 # %% ../../nbs/metrics/10_comparisons.ipynb #eade2c7e

@@ -346,7 +346,7 @@ def _pilot(self:Study, pilot, metric):
     if isinstance(pilot, Study): pilot = pilot.finished()
     if pilot is not None: return _noise_of(pilot, metric), "of the pilot"
     try: return _noise_of(self.finished(), metric), "of the runs that are finished"
-    except ValueError: pass
+    except (ValueError, FileNotFoundError): pass  # too few of them, or the data are elsewhere
     with (resources.files("diffprune")/"assets"/"pilot_noise.csv").open(encoding="utf-8") as f: known = pd.read_csv(f)
     a = self.arguments
     same = known[(known.dataset == a["dataset"]) & (known.preset == a["preset"]) & (known.metric == metric)
