@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ..core.lineage import code_version
+from ..core.stages import Freshness
 from ..core.store import Key, Store, save_json
 from .images import ImageDataset
 from .split import check_ids, hash_order, largest_remainder, stratified_split  # noqa: F401 - part of this interface
@@ -71,7 +72,7 @@ class DataConfig:
         name:str,  # of what is looked up
         how:Callable,  # how() does it
     ):  # what `how` returned when it was first asked
-        "Look something up once."
+        "The result of `how()`, remembered under `name` from the first call on."
         if name not in self._looked: self._looked[name] = how()
         return self._looked[name]
 
@@ -211,7 +212,7 @@ def _paths(artifact, source):
     import pandas as pd
     if not source or not (artifact.path/"manifest.parquet").exists(): return None
     kept = pd.read_parquet(artifact.path/"manifest.parquet", columns=["path", "reason"]).query("reason == ''")["path"]
-    raw = source.get("raw", {})  # for names that are no text, the names that open
+    raw = source.get("raw", {})  # for names that are not valid text, the names that open
     root = source["root"] if source["state"] is None else os.path.abspath(source["root"])
     return [os.path.join(root, raw.get(p, p)) for p in kept]
 
@@ -224,18 +225,21 @@ def load_dataset(
     store:Store|None=None,  # the default store if None
     progress:bool=True,  # show a progress bar while images are made
     workers:int|None=None,  # processes that make images; chosen by the data set if None
+    stale:str="warn",  # what to do with images that other code or packages decoded: "use", "warn" or "recompute"
     **options,  # the data set's own options
 ) -> ImageDataset:
     "A split of a data set: from the store if it is there, else made now. Raises `FileNotFoundError` if data that users bring is absent."
     if isinstance(name, DataConfig) and (options or image_size is not None or root is not None):
         raise ValueError("a DataConfig has its choices made: give image_size, root and options to dataset_config")
-    config = dataset_config(name, image_size, root, store, **options)
+    config, fresh = dataset_config(name, image_size, root, store, **options), Freshness(stale)
     store = store or config.store or Store()
     if config.store is None: config = replace(config, store=store)
     make = lambda folder: config.spec.make(BuildTask(config, split, folder, progress, workers, store))
     key = dataset_key(config, split, store)
     artifact = store.build("images", key.settings, {}, make, version=config.spec.version, resumable=config.spec.resumable,
-                           facts=dict(device="cpu", code=code_version(config.spec.make)))
+                           facts=dict(device="cpu", code=code_version(config.spec.make)),
+                           accept=lambda found: fresh.accepts(found, [config.spec.make]))
+    fresh.tell([(artifact.meta, [config.spec.make])])
     source = config.spec.source(config, split) if config.spec.source else None
     if source and source["state"]: store.note_state(str(Path(source["root"]).resolve()), split, source["state"], key)
     samples = artifact.table("samples")

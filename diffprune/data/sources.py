@@ -67,7 +67,7 @@ def _held_note(parts):
     return f"{n:,} of {m:,} images are held out for validation, since the data have no part for it (n_val=... decides how many)"
 
 def _look_at(config) -> tuple[Layout, dict, list]:
-    "The layout of a folder, the positions of each split, and what deserves a line."
+    "The layout of a folder, the positions of each split, and notes to print."
     def look():
         (root, default), o = _place(config), config.options
         layout = read_layout(root, o.get("splits", "auto"), o.get("labels", "auto"), o.get("label", "label"), config.store, _hashing(root))
@@ -101,7 +101,7 @@ def _folder_records(config, split):
     return file_records(layout.root, [layout.files[i] for i in index], layout.labels[index], layout.classes)
 
 def _folder_source(config, split):
-    "Where the files are, in which state, and which of them have names that are no text."
+    "Where the files are, in which state, and which of them have names that are not valid text."
     layout, ids = _look_at(config)[0], _look_at(config)[0].ids
     pool = layout.parts.get("train" if split == "val" and "val" not in layout.parts else split, range(len(ids)))
     return dict(root=str(layout.root), state=fingerprint([ids[i] for i in pool], [layout.hashes[i] for i in pool]),

@@ -316,6 +316,7 @@ def equal_cost_steps(
     most:float=3.0,  # random pruning trains at most this many times as long, however expensive the selection
 ) -> pd.DataFrame:  # one row per method: seconds, extra steps, all steps of random pruning, and whether the cost would allow more
     "For each method of the study, how long random pruning may train for the same total cost."
+    study.warn_stale()
     steps, per_step, rows = study.pipeline.preset.train.steps, _seconds_per_step(study), []
     unit, limit = max(1, round(grain*steps)), int(most*steps)
     for method in study.arguments["methods"]:

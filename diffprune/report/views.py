@@ -11,6 +11,7 @@ __all__ = ['backbones', 'cluster_regions', 'check_random', 'check_noises', 'nois
 import numpy as np
 import pandas as pd
 
+from ..core.origins import Origin
 from ..metrics.memorization import show_nearest
 from ..metrics.neighbours import nearest
 from ..pruning.registry import display_name, parse_method
@@ -129,7 +130,7 @@ def changed(
     **changes,  # arguments of `Study` that differ
 ) -> Study:
     "A study like another in all but the named arguments, on the same store and devices."
-    machine = dict(store=study.store, device=",".join(study.devices), workers=study.workers//len(study.devices))
+    machine = dict(store=study.store, device=",".join(study.devices), workers=study.workers//len(study.devices), stale=study.pipeline.stale)
     return Study(**{**study.arguments, **machine, **changes})
 
 def balance_studies(
@@ -156,7 +157,9 @@ def joint_results(
 
 def joint_provenance(
     studies:dict,  # seed -> Study
-) -> dict:  # JSON-able
-    "One provenance for several studies: that of the first, with all seeds and ratios."
+) -> Origin:  # JSON-able
+    "One provenance for several studies: that of the first, with all seeds and ratios, and the artifacts of all."
     found = [s.provenance() for s in studies.values()]
-    return dict(found[0], seeds=[i for p in found for i in p["seeds"]], ratios=list(dict.fromkeys(r for p in found for r in p["ratios"])))
+    grid = {key: list(dict.fromkeys(v for p in found for v in p[key])) for key in ("ratios", "seeds")}
+    artifacts = set().union(*(p.artifacts | p.store._verified for p in found))
+    return Origin(dict(found[0], **grid), found[0].store, artifacts)

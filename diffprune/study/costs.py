@@ -26,7 +26,7 @@ from ..models.dit import DIT_MODELS, dit_model
 from ..models.flow import sample_ode
 from ..models.train import TrainConfig, Trainer, diffusion_loss, seeded
 from ..models.vqvae import VQVAE, VQVAEConfig, decode_latents, to_float, vqvae_loss
-from ..pruning.scores import ProbeGrid, ProbeSet, probe_norms
+from ..pruning.probes import ProbeGrid, ProbeSet, probe_norms
 
 # %% ../../nbs/study/05_costs.ipynb #cell-5
 KNOWN_COUNTS = dict(  # data set -> images for training and validation, classes
@@ -87,7 +87,7 @@ def seconds_by_batch(
     batch:int,  # wanted size
     budget:float=1.0,  # seconds for each of the two sizes
     device="cpu",  # as for `seconds_of`
-) -> tuple:  # (seconds a call, seconds an image more)
+) -> tuple:  # (seconds per call, seconds per further image)
     "Fit a + c·b through two batch sizes: one image, and the wanted number or the most that the budget allows."
     one = seconds_of(lambda: call(1), budget, device)
     b = min(batch, max(1, int(budget/3/one)))
@@ -105,7 +105,7 @@ def operations_per_second(
     size:int=1024,  # rows and columns
     budget:float=0.3,  # seconds
 ) -> float:
-    "Multiply-adds a second in a product of square float32 matrices."
+    "Multiply-adds per second in a product of square float32 matrices."
     x = torch.randn(size, size, generator=torch.Generator().manual_seed(0)).to(device)
     return size**3/seconds_of(lambda: x @ x, budget, device)
 
@@ -151,7 +151,7 @@ def free_memory(
 
 def layers_to_time(
     arch:dict,  # name, input_size, in_channels
-    speed:float,  # multiply-adds a second
+    speed:float,  # multiply-adds per second
     memory:float,  # free bytes
     budget:float,  # seconds for a training step of one image
 ) -> tuple:  # layers to time, layers of the model

@@ -34,12 +34,10 @@ from ..models.dit import dit_model
 from ..models.flow import SampleConfig, sample_latents
 from ..models.train import TrainConfig, Trainer, diffusion_loss, learning_rate, seeded
 from ..models.vqvae import VQVAE, LatentNorm, VQVAEConfig, decode_latents, encode_images, to_float, vqvae_loss
-from ..pruning.registry import make_pruner, parse_method
-from diffprune.pruning.scores import (
+from diffprune.pruning.probes import (
     ProbeGrid,
     ProbeSet,
     Recorder,
-    Scores,
     epoch_ends,
     influences,
     probe_losses,
@@ -48,6 +46,8 @@ from diffprune.pruning.scores import (
     probe_projections,
     surrogate_folds,
 )
+from ..pruning.registry import make_pruner, parse_method
+from ..pruning.scores import Scores
 
 # %% ../../nbs/study/02_makers.ipynb #fe2de9a5
 def _uint8_loss(model, batch, draws):
@@ -66,7 +66,8 @@ def make_vqvae(stage, artifacts, folder, context):
     trainer = Trainer(model, _uint8_loss, dict(image=artifacts["images"].array("images")), train_cfg, folder, context.device)
     _write_log(trainer, folder, context)
     trainer.export(folder/"model.safetensors")
-    return dict(device=str(trainer.device))
+    trainer.clear()
+    return dict(device=str(trainer.device), segments=trainer.segments)
 
 def load_vqvae(
     artifact,  # of kind "vqvae"
@@ -224,7 +225,9 @@ def make_proxy(stage, artifacts, folder, context):
     if not is_main(): return
     save_array(folder/"losses.npy", recorder.load())
     save_array(folder/"times.npy", grid.draw_times)
-    for leftover in (folder/"losses", *trainer.checkpoints()): shutil.rmtree(leftover)
+    shutil.rmtree(folder/"losses")
+    trainer.clear()
+    return dict(segments=trainer.segments)
 
 # %% ../../nbs/study/02_makers.ipynb #621a1e57
 def _products(model, samples, grid, rows, how):
@@ -237,13 +240,13 @@ def make_surrogates(
     "MoSo's products: products.npy (surrogates, checkpoints, N, D), learning_rates.npy (checkpoints,), times.npy (D,)."
     s = stage.settings
     samples, grid, how = probe_set(artifacts, s, context)
-    folds, found = surrogate_folds(samples.ids, s["proxy"]["n_surrogates"], s["train"]["seed"]), []
+    folds, found, segments = surrogate_folds(samples.ids, s["proxy"]["n_surrogates"], s["train"]["seed"]), [], []
     for k, fold in enumerate(folds):
         total = epoch_ends(len(fold), s["train"]["batch_size"], s["proxy"]["epochs"])[-1]
         steps = [max(1, round(total*(m + 1)/s["proxy"]["n_checkpoints"])) for m in range(s["proxy"]["n_checkpoints"])]
         short, measure = shortened(s, total, steps[0]), lambda model, rows: products(model, samples, grid, rows, how)
         recorder = _RowRecorder(folder/f"fold-{k}/products", steps, measure, len(samples), how["batch_size"], every=True)
-        train_diffusion(artifacts, short, fold, folder/f"fold-{k}", context, recorder)
+        segments += train_diffusion(artifacts, short, fold, folder/f"fold-{k}", context, recorder).segments
         if is_main(): found.append(recorder.load())
         rates = [learning_rate(from_settings(TrainConfig, short["train"]), step - 1) for step in steps]
     if not is_main(): return
@@ -251,6 +254,7 @@ def make_surrogates(
     save_array(folder/"learning_rates.npy", rates)
     save_array(folder/"times.npy", grid.draw_times)
     for k in range(len(folds)): shutil.rmtree(folder/f"fold-{k}")
+    return dict(segments=segments)
 
 # %% ../../nbs/study/02_makers.ipynb #4cada6f5
 def make_influence(stage, artifacts, folder, context):
@@ -266,7 +270,8 @@ def make_influence(stage, artifacts, folder, context):
     save_array(folder/"influence.npy", influences(load_array(folder/"projections.npy"), s["influence"]["damping"]))
     save_array(folder/"times.npy", grid.draw_times)
     (folder/"projections.npy").unlink()
-    for leftover in trainer.checkpoints(): shutil.rmtree(leftover)
+    trainer.clear()
+    return dict(segments=trainer.segments)
 
 # %% ../../nbs/study/02_makers.ipynb #a9f1c12b
 class _Arrays:
@@ -315,7 +320,8 @@ def make_model(stage, artifacts, folder, context):
     if is_main(): save_json(folder/"model.json", diffusion_model(artifacts, stage.settings)[0])
     trainer = train_diffusion(artifacts, stage.settings, index, folder, context)
     trainer.export(folder/"model.safetensors")
-    return dict(device=str(trainer.device), n_train=len(index))
+    trainer.clear()
+    return dict(device=str(trainer.device), n_train=len(index), segments=trainer.segments)
 
 def load_model(
     artifact,  # of kind "model"

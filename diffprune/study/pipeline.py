@@ -11,7 +11,8 @@ from functools import partial, wraps
 
 from fastcore.basics import patch
 
-from ..core.stages import Stage
+from ..core.stages import Context, Freshness, Stage, check_stale
+from ..core.store import Store
 from ..data.datasets import DataConfig, load_dataset
 from ..features.embed import backbone_settings, has_classifier
 from ..pruning.registry import full_backbone, make_pruner, parse_method
@@ -56,12 +57,35 @@ class Pipeline:
     preset:Preset  # all settings
     metrics_backbone:str = "lite0"  # features of the metrics
     weights:dict|None = None  # backbone -> local file of weights
+    stale:str = "warn"  # what to do with results of other code, packages or devices: "use", "warn" or "recompute"; see `core/03_stages`
     _made:dict = field(default_factory=dict, init=False, repr=False, compare=False)  # stages that were asked for
+
+    def __post_init__(self): check_stale(self.stale)
 
     @property
     def memorization_backbone(self) -> str:
         "Features of the memorization test."
         return self.preset.memorization_backbone or self.metrics_backbone
+
+# %% ../../nbs/study/03_pipeline.ipynb #2f161dca
+@patch
+@once
+def freshness(self:Pipeline,
+    devices:tuple=("cpu",),  # names of those that compute
+) -> Freshness:
+    "What is done with stale results, and which were spoken of."
+    return Freshness(self.stale, devices)
+
+@patch
+def context(self:Pipeline,
+    store:Store,  # where artifacts are kept
+    device:str="cpu",  # of models
+    progress:bool=True,  # show progress bars
+    force:tuple=(),  # scopes of stages to compute again
+    devices:tuple=(),  # names of all devices that compute; empty: `device` alone
+) -> Context:
+    "Where and how stages are computed, with the pipeline's policy for stale results."
+    return Context(store, device, progress, tuple(force), freshness=self.freshness(tuple(devices) or (device,)))
 
 # %% ../../nbs/study/03_pipeline.ipynb #713ec6d0
 @patch
@@ -70,15 +94,18 @@ def images(self:Pipeline,
     split:str="train",  # or "val"
 ) -> Stage:
     "The decoded images of a split."
-    def obtain(context): return load_dataset(self.config, split, store=context.store, progress=context.progress).artifact
-    return Stage("images", self.config.settings(split), version=self.config.spec.version, obtain=obtain, scope="data")
+    config = self.config
+    def obtain(context):
+        stale = "recompute" if context.freshness.stale == "recompute" else "use"  # `materialise` warns
+        return load_dataset(config, split, store=context.store, progress=context.progress, stale=stale).artifact
+    return Stage("images", config.settings(split), version=config.spec.version, obtain=obtain, scope="data", code=(config.spec.make,))
 
 @patch
 @once
 def vqvae(self:Pipeline) -> Stage:
     "The autoencoder, trained on the whole training set."
     settings = dict(model=asdict(self.preset.vqvae), train=asdict(self.preset.vqvae_train))
-    return Stage("vqvae", settings, dict(images=self.images()), make_vqvae, resumable=True, parallel=True)
+    return Stage("vqvae", settings, dict(images=self.images()), make_vqvae, version=2, resumable=True, parallel=True)
 
 @patch
 @once
@@ -140,7 +167,7 @@ def _pretraining(self:Pipeline, kind, make, seed, *without, **more):
     "A stage of pre-training, with the settings that it uses, and without the usual precision."
     proxy = {k: v for k, v in asdict(self.preset.proxy).items() if k not in without and (k, v) != ("precision", "no")}
     inputs = dict(latents=self.latents(), images=self.images())
-    return Stage(kind, dict(self._diffusion(seed), proxy=proxy, **more), inputs, make, resumable=True, parallel=True)
+    return Stage(kind, dict(self._diffusion(seed), proxy=proxy, **more), inputs, make, version=2, resumable=True, parallel=True)
 
 # %% ../../nbs/study/03_pipeline.ipynb #f73278d5
 @patch
@@ -205,7 +232,8 @@ def subset(self:Pipeline,
     settings = dict(method=run.method, pruning_ratio=run.pruning_ratio, seed=run.seed, stratify=p.stratify,
                     options={k: v for k, v in options.items() if k in known})
     inputs = dict(images=self.images(), **self._needed(chosen.method, chosen.backbone, run.seed))
-    return Stage("subset", settings, inputs, make_subset, scope="run", code=(chosen.method.pruner,))
+    version = 2 if chosen.keep == "low" else 1  # 2: an inverse complements its method with an odd number of samples, too
+    return Stage("subset", settings, inputs, make_subset, version=version, scope="run", code=(chosen.method.pruner,))
 
 # %% ../../nbs/study/03_pipeline.ipynb #3378e7c6
 @patch
@@ -222,7 +250,7 @@ def model(self:Pipeline,
 ) -> Stage:
     "The diffusion model trained on a subset."
     inputs = dict(images=self.images(), latents=self.latents(), **self.subsets(run))
-    return Stage("model", self._diffusion(run.seed), inputs, make_model, resumable=True, parallel=True, scope="run")
+    return Stage("model", self._diffusion(run.seed), inputs, make_model, version=2, resumable=True, parallel=True, scope="run")
 
 @patch
 @once

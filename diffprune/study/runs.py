@@ -31,7 +31,7 @@ def as_list(
     name:str,  # of the argument, for the error
     values,  # what the caller gave
 ) -> list:
-    "A list of `values`. Raises `ValueError` for a text, or for something that cannot be iterated over."
+    "A list of `values`. Raises `ValueError` for a string, or for something that cannot be iterated over."
     if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"): raise ValueError(f"{name} must be a list, not {values!r}")
     return list(values)
 
@@ -41,7 +41,7 @@ def grid(
     ratios,  # pruning ratios in [0, 1)
     seeds,  # non-negative integers, at least one
 ) -> list:  # of `Run`, the unpruned models first
-    "All runs of a study. Raises `ValueError` for an unknown method, a ratio outside [0, 1) or a seed that is none."
+    "All runs of a study. Raises `ValueError` for an unknown method, a ratio outside [0, 1) or a seed that is not a non-negative integer."
     methods, ratios, seeds = as_list("methods", methods), as_list("ratios", ratios), as_list("seeds", seeds)
     if not seeds: raise ValueError("seeds is empty; give at least one, such as [0]")
     for method in methods:

@@ -70,7 +70,7 @@ def thread_limits(
 
 # %% ../../nbs/study/06_schedule.ipynb #516fafc7
 def start_workers(
-    n:int,  # how many
+    n:int,  # processes to start
     devices:list,  # dealt to them in turn
     arguments,  # arguments(device) -> str, for `diffprune.worker`
     log,  # open file for what they print

@@ -22,12 +22,13 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from ..core.lineage import code_version
+from ..core.origins import Origin
 from ..core.parallel import agree, launched, start
-from ..core.stages import Context, materialise
-from ..core.store import Store, digest, load_json
+from ..core.stages import Context, Freshness, materialise
+from ..core.store import Artifact, Store, digest, load_json
 from ..core.store import provenance as code_provenance
-from ..data.datasets import dataset_config
+from ..data.datasets import dataset_config, load_dataset
+from ..data.images import ImageDataset
 from ..features.cluster import Clusters
 from ..features.embed import parse_backbone
 from ..metrics.comparisons import fit_seeds, log_margin, seeds_needed, smallest_effect, variance_components
@@ -58,15 +59,17 @@ class Study:
         store:Store|None=None,  # where artifacts are kept
         device:str|None=None,  # "cpu", "cuda" or several, as for `study_devices`; by default all GPUs, or the CPU
         workers:int|None=None,  # runs at a time on each device; by default DIFFPRUNE_WORKERS, or else one per GPU, one per core of a CPU
+        stale:str="warn",  # what to do with results of other code, packages or devices: "use", "warn" or "recompute"; see `core/03_stages`
     ):
         settings = load_preset(preset, dataset, overrides)
         config = dataset_config(dataset, settings.image_size, root, **settings.data).with_validation()
         methods, metrics_backbone = settings.methods if methods is None else methods, metrics_backbone or settings.metrics_backbone
         self.runs = grid(methods, ratios, seeds)
         parse_backbone(metrics_backbone)
-        self.pipeline = make_pipeline(config, settings, metrics_backbone, weights)
+        self.pipeline = make_pipeline(config, settings, metrics_backbone, weights, stale)
         self.store, self.devices = store or Store(), study_devices(device)
-        self._stages, self._finished = None, set()  # what `stages` found; hashes that `done` has seen in the store
+        self._stages, self._finished, self._looked = None, set(), {}  # of `stages`; hashes that `done` found, and when it looked at others
+        self._warned = False
         self.device = self.devices[0]  # of what all runs share
         self.workers = len(self.devices)*(workers or default_workers(self.device, len(self.runs)))
         self.arguments = dict(
@@ -100,7 +103,7 @@ def planned(self:Study) -> tuple:  # stages, whether the data are here
     config = self.pipeline.config
     try: return list(self.stages().values()), bool([config.settings(split) for split in ("train", "val")])
     except FileNotFoundError: absent = {split: dict(absent=True) for split in ("train", "val")}
-    elsewhere = Study(**self.arguments, store=self.store, device=self.device)
+    elsewhere = Study(**self.arguments, store=self.store, device=self.device, stale="use")
     elsewhere.pipeline = replace(self.pipeline, config=replace(config, _seen=absent))
     return list(elsewhere.stages().values()), False
 
@@ -109,12 +112,15 @@ def planned(self:Study) -> tuple:  # stages, whether the data are here
 def plan(self:Study,
     estimate:bool=False,  # time this machine for up to about a minute, and add device_hours, gib, working_gib and note
     progress:bool=True,  # show a progress bar while timing
-) -> pd.DataFrame:  # one row per stage: kind, hash, cached; what is cached costs nothing
+) -> pd.DataFrame:  # one row per stage: kind, hash, cached, stale; what is cached costs nothing
     "What the study consists of, what of it is in the store already and, if asked for, what the rest costs. Makes no artifact."
     stages, here = self.planned()
     keys = [s.key(self.store) for s in stages]
     in_store = [here and (self.store.root/k.name).is_dir() for k in keys]
-    table = pd.DataFrame([dict(kind=k.kind, hash=k.hash if here else None, cached=cached) for k, cached in zip(keys, in_store)])
+    stale = [there and bool(self.freshness.reasons(self._recorded(s), s.makes)) for there, s in zip(in_store, stages)]
+    cached = [there and not (old and self.pipeline.stale == "recompute") for there, old in zip(in_store, stale)]
+    rows = [dict(kind=k.kind, hash=k.hash if here else None, cached=c, stale=old) for k, c, old in zip(keys, cached, stale)]
+    table = pd.DataFrame(rows)
     if not estimate: return table
     size, counts = self.pipeline.config.image_size, count_images(self.pipeline.config, self.store)
     todo = [s for s, cached in zip(stages, table.cached) if not cached]
@@ -127,7 +133,7 @@ def plan_summary(
     plan:pd.DataFrame,  # of `Study.plan`
 ) -> pd.DataFrame:  # one row per kind of stage, and the total
     "Stages, how many are in the store, and the sums of hours and disk; unknown costs are counted, not guessed."
-    found = plan.groupby("kind", sort=False).agg(stages=("kind", "size"), in_store=("cached", "sum"))
+    found = plan.groupby("kind", sort=False).agg(stages=("kind", "size"), in_store=("cached", "sum"), stale=("stale", "sum"))
     if "device_hours" not in plan: return found
     todo = plan[~plan.cached]
     costs = todo.groupby("kind", sort=False).agg(
@@ -137,9 +143,42 @@ def plan_summary(
     found["note"] = found["note"].astype(object).fillna("")
     total = found.drop(columns=["working_gib", "note"]).sum()
     last = pd.DataFrame([dict(total, working_gib=found.working_gib.max(), note="")], index=["total"])
-    return pd.concat([found, last]).astype(dict(stages=int, in_store=int, unknown=int))
+    return pd.concat([found, last]).astype(dict(stages=int, in_store=int, stale=int, unknown=int))
 
 # %% ../../nbs/study/07_study.ipynb #2d5bb0a3
+@patch(as_prop=True)
+def freshness(self:Study) -> Freshness:
+    "What the study does with stale results."
+    return self.pipeline.freshness(tuple(self.devices))
+
+@patch
+def _there(self:Study, stage): return self.freshness.accepts(self.store.find(stage.key(self.store)), stage.makes)
+
+@patch
+def warn_stale(self:Study,
+    more=(),  # stages that are used beside those of the study
+):
+    "Say once how many finished results of the study, and of further stages, are stale and why; nothing unless `stale` is \"warn\"."
+    if self.pipeline.stale != "warn" or self._warned and not more: return
+    known = [] if self._warned else self._known()
+    self._warned = True
+    self.freshness.tell([*known, *((meta, s.makes) for s in more if (meta := self._recorded(s)))])
+
+@patch
+def _known(self:Study) -> list:
+    "What is recorded of the finished artifacts of the study, those included that it noted in the store, and what would make each today."
+    stages = self.stages()
+    noted = [h for h in self.store.studies().get(self._name, {}).get("artifacts", []) if h not in stages]
+    found = [(load_json(path), None) for h in noted for path in self.store.root.glob(f"*/{h}/artifact.json")]
+    return [*((meta, s.makes) for s in stages.values() if (meta := self._recorded(s))), *found]
+
+@patch
+def _recorded(self:Study, stage):
+    "What is recorded of a stage's artifact; empty if it is not in the store."
+    path = self.store.root/stage.key(self.store).name/"artifact.json"
+    try: return load_json(path)
+    except FileNotFoundError: return {}
+
 @patch
 def context(self:Study,
     progress:bool=True,  # show progress bars
@@ -147,7 +186,9 @@ def context(self:Study,
 ) -> Context:
     "Where and how this study computes."
     if self.device.startswith("cuda:"): torch.cuda.set_device(self.device)
-    return Context(self.store, self.device, progress, tuple(force))
+    context = self.pipeline.context(self.store, self.device, progress, tuple(force), tuple(self.devices))
+    if not force: self.warn_stale()
+    return context
 
 @patch
 def shared(self:Study) -> list:  # of Stage
@@ -157,7 +198,7 @@ def shared(self:Study) -> list:  # of Stage
 @patch
 def missing(self:Study) -> list:  # of Run
     "Runs whose metrics are not in the store."
-    absent = lambda run: self.store.find(self.measured(run).key(self.store)) is None
+    absent = lambda run: not self._there(self.measured(run))
     return [self.runs[i] for i in agree(lambda: [i for i, run in enumerate(self.runs) if absent(run)])]
 
 # %% ../../nbs/study/07_study.ipynb #f102af07
@@ -173,7 +214,7 @@ def compute(self:Study,
 def take(self:Study,
     run:Run,  # what to compute
     context:Context,  # how
-) -> bool:  # False if another live process is at it
+) -> bool:  # False if another live process is computing it
     "Compute a run unless somebody else is computing it."
     key = self.measured(run).key(self.store)
     lock = self.store.root/"locks"/f"run-{key.hash}.lock"
@@ -195,7 +236,8 @@ def worker_arguments(self:Study,
     device:str|None,  # of the worker; None lets it choose
 ) -> str:  # JSON
     "What `study_of_worker` needs."
-    return json.dumps(dict(study=self.arguments, store=str(self.store.root), device=device, plugins=self.plugins()))
+    stale = "recompute" if self.pipeline.stale == "recompute" else "use"  # this process warns
+    return json.dumps(dict(study=self.arguments, stale=stale, store=str(self.store.root), device=device, plugins=self.plugins()))
 
 def study_of_worker(
     arguments:str,  # JSON, of `Study.worker_arguments`
@@ -203,7 +245,7 @@ def study_of_worker(
     "The study of a worker, with what the user registered. Raises `ModuleNotFoundError` for a module that cannot be imported."
     a = json.loads(arguments)
     for name in a["plugins"]: importlib.import_module(name)
-    return Study(**a["study"], store=Store(a["store"]), device=a["device"], workers=1)
+    return Study(**a["study"], store=Store(a["store"]), device=a["device"], workers=1, stale=a["stale"])
 
 def work(
     arguments:str,  # JSON, of `Study.worker_arguments`
@@ -211,22 +253,34 @@ def work(
     "What a worker process does: compute runs of a study that nobody else is computing, until none is missing."
     study = study_of_worker(arguments)
     while todo := study.missing():
-        if not any(study.take(run, study.context(progress=False)) for run in todo): time.sleep(1)  # others are at them all
+        if not any(study.take(run, study.context(progress=False)) for run in todo): time.sleep(1)  # others are computing all of them
 
 # %% ../../nbs/study/07_study.ipynb #e6a9f184
 @patch
 def done(self:Study) -> tuple:  # finished stages, all stages, finished runs, all runs
     "How far the study is, from the names in the store; cheap."
-    names = {h: s.key(self.store).name for h, s in self.stages().items() if h not in self._finished}
-    self._finished |= {h for h, name in names.items() if (self.store.root/name).is_dir()}
+    self._finished |= {h for h, s in self.stages().items() if h not in self._finished and self._ended(s)}
     ends = [self.measured(r).key(self.store).hash for r in self.runs]
     return len(self._finished), len(self.stages()), sum(h in self._finished for h in ends), len(self.runs)
+
+@patch
+def _ended(self:Study, stage):
+    "Whether the artifact of a stage is there and, if stale ones are made anew, is new; a file is read only after it has changed."
+    path = self.store.root/stage.key(self.store).name
+    if self.pipeline.stale != "recompute": return path.is_dir()
+    try: seen = (path/"artifact.json").stat()
+    except OSError: return False
+    seen, before = (seen.st_mtime_ns, seen.st_ino), self._looked.get(path)
+    self._looked[path] = seen
+    return seen != before and bool(meta := self._recorded(stage)) and self.freshness.accepts(Artifact(path, meta), stage.makes)
 
 @patch
 def _run_workers(self:Study, n, progress):
     self._finished.clear()
     with tempfile.TemporaryFile("w+") as log, running(start_workers(n, self.devices, self.worker_arguments, log)) as workers:
         failed = watch_workers(workers, self.done, progress)
+        log.seek(0)
+        for line in [line for line in log if line.endswith("starts anew\n")]: print(line, end="")
         log.seek(0)
         if failed or self.missing():
             raise RuntimeError(f"{len(self.missing())} runs could not be computed; what the workers said:\n{log.read()[-4000:]}")
@@ -240,7 +294,8 @@ def run(self:Study,
     "Compute what is missing. Raises `RuntimeError` with a worker's traceback if a run fails; what was finished stays."
     progress = start(self.device).rank == 0 and progress
     agree(self.record)
-    if not force and not self.missing() and agree(lambda: self.store.find(self.pipeline.floor().key(self.store)) is not None): return self
+    if not force: self.warn_stale()
+    if not force and not self.missing() and agree(lambda: self._there(self.pipeline.floor())): return self
     self.prepare(progress, force)
     if force: agree(self._discard)
     n = min(self.workers, len(self.missing())) if launched() == 1 else 1
@@ -261,13 +316,16 @@ def prepare(self:Study,
     for stage in self.shared(): materialise(stage, context)
 
 # %% ../../nbs/study/07_study.ipynb #d7c19dfb
+@patch(as_prop=True)
+def _name(self:Study):
+    return re.sub(r"[^\w.-]+", "-", f"{self.arguments['dataset']}-{self.arguments['preset']}-{digest(self.arguments, 4)}")
+
 @patch
 def record(self:Study,
     more=(),  # hashes of further artifacts that belong to the study
 ):
     "Note the study and its artifacts in the store, so that a collection of garbage can keep what it needs."
-    name = re.sub(r"[^\w.-]+", "-", f"{self.arguments['dataset']}-{self.arguments['preset']}-{digest(self.arguments, 4)}")
-    self.store.record_study(name, self.arguments, [*self.stages(), *more])
+    self.store.record_study(self._name, self.arguments, [*self.stages(), *more])
 
 @patch
 def _discard(self:Study):
@@ -314,6 +372,7 @@ def memorization(self:Study,
     "How near the generated images of every run come to the training images, computing first what is missing."
     self.run(progress)
     rows, context = [], self.context(progress=False)
+    self.warn_stale([self.pipeline.memorization(r) for r in self.runs])
     for r in tqdm(self.runs, desc="memorization", disable=not progress):
         artifact, n_train = materialise(self.pipeline.memorization(r), context), self._n_train(r)
         same, backbone = self._labels_of(r), self.pipeline.memorization_backbone
@@ -417,7 +476,7 @@ def resampled(self:Study,
         raise ValueError(f"noise seed {noise_seed!r} is not a non-negative integer")
     overrides = {**self.arguments["overrides"], "sample.noise_seed": int(noise_seed)}
     again = Study(**{**self.arguments, "overrides": overrides}, store=self.store, device=",".join(self.devices),
-                  workers=self.workers//len(self.devices))
+                  workers=self.workers//len(self.devices), stale=self.pipeline.stale)
     again.pipeline = replace(again.pipeline, config=self.pipeline.config)
     return again
 
@@ -497,8 +556,16 @@ def real_images(self:Study,
 def real_labels(self:Study,
     split:str="train",  # or "val"
 ) -> np.ndarray:  # (N,) int64, -1 where there is no class
-    "Their classes."
+    "Classes of the real images."
     return materialise(self.pipeline.images(split), self.context(progress=False)).table("samples")["label"].to_numpy()
+
+@patch
+def data(self:Study,
+    split:str="train",  # or "val"
+) -> ImageDataset:
+    "The data set of the study, with labels, ids and attributes."
+    stale, context = "recompute" if self.pipeline.stale == "recompute" else "use", self.context(progress=False)
+    return load_dataset(self.pipeline.config, split, store=context.store, progress=False, stale=stale)
 
 @patch(as_prop=True)
 def classes(self:Study) -> list:  # of str
@@ -535,24 +602,22 @@ def reconstruction_features(self:Study,
     backbone:str|None=None,  # as for `features`
     split:str="train",  # or "val"
 ) -> np.ndarray:  # (N, d)
-    "Their features."
+    "Features of real images, encoded and decoded."
     return self._array(self.pipeline.features(self.pipeline.reconstructions(split), backbone or self.pipeline.metrics_backbone), "features")
 
 # %% ../../nbs/study/07_study.ipynb #48ea597e
 @patch
 def _meta(self:Study, stage):
-    path = self.store.root/stage.key(self.store).name/"artifact.json"
-    if not path.is_file(): return {}
-    meta = load_json(path)
-    then, today = meta.get("code", {}).get("version"), code_version(stage.make or self.pipeline.config.spec.make, *stage.code)["version"]
-    return dict(meta, code_changed=None if then is None or today is None else then != today)
+    if not (meta := self._recorded(stage)): return {}
+    known, reasons = (meta.get("code") or {}).get("version"), self.freshness.reasons(meta, stage.makes)
+    return dict(meta, code_changed=None if known is None else "code" in reasons, stale=", ".join(reasons))
 
 @patch
 def recorded(self:Study,
     stage,  # what a run ends in
     names,  # "field", or "kind.field" for the nearest stage of a kind below it; dots lead into dictionaries
 ) -> dict:  # name -> value, None where nothing is recorded
-    "What the artifacts of a run recorded. Raises `ValueError` for names that are no list."
+    "What the artifacts of a run recorded. Raises `ValueError` for names that are not a list."
     below, kinds, found = {s.kind: s for s in stage.tree()}, {s.kind for s in self.stages().values()}, {}
     for name in as_list("provenance", names):
         head, _, rest = name.partition(".")
@@ -562,12 +627,24 @@ def recorded(self:Study,
         found[name] = at
     return found
 
+# %% ../../nbs/study/07_study.ipynb #20c1a1bb
+@patch
+def stale_artifacts(self:Study) -> pd.DataFrame:  # one row per artifact: kind, hash, created, reasons
+    "The finished artifacts of the study whose code, packages or device differ from today's, or those of anything they were made from."
+    rows = [dict(kind=meta["kind"], hash=meta["hash"], created=meta["created"], reasons=text) for meta, makes in self._known()
+            if (text := "; ".join(f"{k}: {v}" for k, v in self.freshness.reasons(meta, makes).items()))]
+    return pd.DataFrame(rows, columns=["kind", "hash", "created", "reasons"])
+
 # %% ../../nbs/study/07_study.ipynb #759e7eda
 @patch
-def provenance(self:Study) -> dict:  # JSON-able
-    "What stands beside every figure: the arguments, the settings of the preset, device, code and packages."
-    return dict(self.arguments, device=self.device, workers=self.workers, settings=asdict(self.pipeline.preset),
-                created=datetime.now(timezone.utc).isoformat(timespec="seconds"), **code_provenance())
+def provenance(self:Study,
+    **more,  # further facts, such as the noises that a figure shows
+) -> Origin:  # JSON-able; `behind` says what made the rows of a table
+    "What stands beside every figure: the arguments, the settings of the preset, and the process that draws."
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    drawn = dict(created=created, device=self.device, workers=self.workers, **code_provenance())
+    facts = dict(self.arguments, settings=asdict(self.pipeline.preset), **more, drawn=drawn)
+    return Origin(facts, self.store, self.stages())
 
 @patch
 def provenance_table(self:Study,
