@@ -203,7 +203,9 @@ def study(
     with _in_one_line(RuntimeError):
         from diffprune.core.parallel import is_main
         found = _study(dataset, preset, methods, ratios, seeds, metrics_backbone, root, workers, device, stale)
+        if is_main(): typer.echo(f"before: {found.power_text()}", err=True)
         table = _results(found, executor, minutes, device, wait, options)
+        if table is not None and is_main(): typer.echo(f"after: {found.power_text()}", err=True)
     if table is None: return
     wide = table.pivot_table(index=["method", "pruning_ratio"], columns="name", values="value", sort=False, dropna=False).dropna(how="all")
     if is_main(): typer.echo(wide.round(3).to_string())
@@ -219,7 +221,9 @@ def plan(
     "Show the stages of a study, which are in the store already, and what the rest costs on this machine; make nothing."
     with _in_one_line():
         from diffprune.study.study import plan_summary
-        stages = _study(dataset, preset, methods, ratios, seeds, metrics_backbone, root, workers, device, stale).plan(estimate)
+        found = _study(dataset, preset, methods, ratios, seeds, metrics_backbone, root, workers, device, stale)
+        stages = found.plan(estimate)
+    typer.echo(found.power_text())
     typer.echo(plan_summary(stages).to_string(float_format=lambda v: f"{v:.3g}"))
     if old := stages.stale.sum():
         then = "will be made anew" if stale == "recompute" else "--stale=recompute makes them anew"

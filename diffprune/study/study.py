@@ -13,6 +13,7 @@ import tempfile
 import time
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
+from importlib import resources
 
 import numpy as np
 import pandas as pd
@@ -30,6 +31,7 @@ from ..data.datasets import dataset_config, load_dataset
 from ..data.images import ImageDataset
 from ..features.cluster import Clusters
 from ..features.embed import parse_backbone
+from ..metrics.comparisons import fit_seeds, log_margin, seeds_needed, smallest_effect, variance_components
 from ..metrics.evaluate import metric_name
 from ..pruning.registry import parse_method
 from .costs import Machine, count_images, estimate_costs
@@ -378,6 +380,125 @@ def memorization(self:Study,
                  for against, found in artifact.json("memorization").items() for m, v in found.items() if m != "n_train"]
     agree(lambda: self.record(list(dict.fromkeys(row["artifact"] for row in rows))))
     return pd.DataFrame(rows)
+
+# %% ../../nbs/study/07_study.ipynb #d75295a6
+def _noise_of(
+    table:pd.DataFrame,  # tidy results
+    metric:str,  # a positive one
+) -> tuple:  # noise of the log of one run, for the mean over the ratios and for the noisiest ratio
+    "The noise of a pilot. Raises `ValueError` unless two methods have two seeds in common."
+    rows = table[(table.metric == metric) & ~table.method.isin(["validation", "unpruned"])]
+    logs = pd.Series(np.log(rows.value.to_numpy(float)), index=pd.MultiIndex.from_frame(rows[["pruning_ratio", "method", "seed"]]))
+    wide = [g.droplevel(0).groupby(level=[0, 1]).mean().unstack() for _, g in logs.groupby(level=0)]
+    whole = logs.unstack("pruning_ratio").dropna() if len(logs) else pd.DataFrame()
+    fits = [fit_seeds(w) for w in [*([whole.mean(axis=1).unstack("seed")] if len(whole) else []), *wide]]
+    known = [f.sd for f in fits if f.df]
+    if not known or not fits[0].df: raise ValueError("a pilot needs at least two methods with two seeds each, at the same ratios")
+    return known[0], max(known[1:], default=known[0])
+
+@patch
+def _pilot(self:Study, pilot, metric):
+    "Noise (mean over the ratios, noisiest ratio) of a pilot, and where it comes from."
+    if isinstance(pilot, (int, float)) and not isinstance(pilot, bool):
+        if not 0 < pilot < np.inf: raise ValueError(f"the noise of a pilot must be a positive number, got {pilot}")
+        return (float(pilot), float(pilot)), "as given"
+    if isinstance(pilot, Study): pilot = pilot.finished()
+    if pilot is not None: return _noise_of(pilot, metric), "of the pilot"
+    try: return _noise_of(self.finished(), metric), "of the runs that are finished"
+    except (ValueError, FileNotFoundError): pass  # too few of them, or the data are elsewhere
+    with (resources.files("diffprune")/"assets"/"pilot_noise.csv").open(encoding="utf-8") as f: known = pd.read_csv(f)
+    a = self.arguments
+    same = known[(known.dataset == a["dataset"]) & (known.preset == a["preset"]) & (known.metric == metric)
+                 & (known.backbone == self.pipeline.metrics_backbone)]
+    if a["overrides"] or same.empty:
+        raise ValueError("no pilot: compute two methods with two seeds each first, or give pilot= (results, a study, or the noise as 0.05)")
+    return (same.sd_mean.item(), same.sd_noisiest.item()), "of a published pilot"
+
+# %% ../../nbs/study/07_study.ipynb #277fc588
+@patch
+def finished(self:Study) -> pd.DataFrame:  # method, pruning_ratio, seed, metric, value
+    "The measurements of the runs that are in the store; nothing is computed."
+    columns, rows = ["method", "pruning_ratio", "seed", "metric", "value"], []
+    for r in self.runs:
+        if artifact := self.store.find(self.measured(r).key(self.store)):
+            rows += [(r.method, r.pruning_ratio, r.seed, m, i["value"]) for m, i in artifact.json("intervals").items()]
+    return pd.DataFrame(rows, columns=columns)
+
+@patch
+def power(self:Study,
+    effects=(0.05, 0.1, 0.2),  # differences to random pruning, as shares
+    pilot=None,  # results with two seeds or more, a study, or a number; None: what is finished of this study, or a published pilot
+    metric:str="fd",  # a positive one
+    target:float=0.8,  # probability to decide
+    most:int=1000,  # seeds
+) -> pd.DataFrame:  # one row per effect: seeds needed for the mean over the ratios, and for the noisiest ratio; NA is more than `most`
+    "Seeds that it takes to decide about a method, at equal steps and at equal cost. Raises `ValueError` without a pilot."
+    (mean, worst), origin = self._pilot(pilot, metric)
+    k = 2*max(1, len(set(self.arguments["methods"]) - {"random"}))
+    need = {name: [seeds_needed(float(log_margin(e)), sd, k, target, most=most) for e in effects]
+            for name, sd in (("mean_over_ratios", mean), ("noisiest_ratio", worst))}
+    found = pd.DataFrame(need, index=pd.Index(effects, name="effect"), dtype="Int64")
+    found.attrs = dict(noise_mean=mean, noise_worst=worst, pilot=origin, comparisons=k)
+    return found
+
+@patch
+def detectable(self:Study,
+    pilot=None,  # as for `power`
+    metric:str="fd",  # a positive one
+    target:float=0.8,  # probability to decide
+) -> pd.Series:  # shares: 0.3 is +30 %; infinite for one seed
+    "The smallest difference to random pruning that the seeds of this study can decide about. Raises `ValueError` without a pilot."
+    (mean, worst), _ = self._pilot(pilot, metric)
+    n, k = len(set(self.arguments["seeds"])), 2*max(1, len(set(self.arguments["methods"]) - {"random"}))
+    sees = lambda sd: float(np.expm1(smallest_effect(n, sd, k, target)))
+    return pd.Series(dict(mean_over_ratios=sees(mean), noisiest_ratio=sees(worst)))
+
+# %% ../../nbs/study/07_study.ipynb #7017936f
+@patch
+def power_text(self:Study,
+    pilot=None,  # as for `power`
+) -> str:
+    "In one line what these seeds can see and how many more would be needed; or why that is not known."
+    try: table, seen = self.power(pilot=pilot), self.detectable(pilot).mean_over_ratios
+    except ValueError as e: return f"seeds: {e}"
+    n = len(set(self.arguments["seeds"]))
+    need = ", ".join(f"+{e:.0%} needs {s if s is not pd.NA else 'more than 1000'}" for e, s in table.mean_over_ratios.items())
+    sees = f"{n} seeds can see a difference of FD to random pruning from +{seen:.0%} on" if n > 1 else "one seed can see no difference"
+    return f"seeds: {sees}; {need} (80 % power, mean over the ratios, noise {table.attrs['noise_mean']:.1%} {table.attrs['pilot']})"
+
+# %% ../../nbs/study/07_study.ipynb #94674949
+@patch
+def resampled(self:Study,
+    noise_seed:int,  # of the noise that samples start from; 0 in the presets
+) -> "Study":
+    "The same models, sampled from other noise. Raises `ValueError` for a seed that is no non-negative integer."
+    if isinstance(noise_seed, bool) or not isinstance(noise_seed, (int, np.integer)) or noise_seed < 0:
+        raise ValueError(f"noise seed {noise_seed!r} is not a non-negative integer")
+    overrides = {**self.arguments["overrides"], "sample.noise_seed": int(noise_seed)}
+    again = Study(**{**self.arguments, "overrides": overrides}, store=self.store, device=",".join(self.devices),
+                  workers=self.workers//len(self.devices), stale=self.pipeline.stale)
+    again.pipeline = replace(again.pipeline, config=self.pipeline.config)
+    return again
+
+@patch
+def noise(self:Study,
+    noise_seeds=(0, 1, 2),  # two or more: each samples every model once
+    metric:str="fd",  # a positive one
+    progress:bool=True,  # show progress bars
+) -> pd.DataFrame:  # one row per ratio and one for all: standard deviations of the log by source, their ratio with its interval
+    "A grid of trainings × sets of samples for every run, and its components of variance, computing first what is missing."
+    noise_seeds = list(dict.fromkeys(noise_seeds))
+    if len(noise_seeds) < 2 or len(set(self.arguments["seeds"])) < 2:
+        raise ValueError(f"two seeds and two noise seeds are needed at least, got {self.arguments['seeds']} and {noise_seeds}")
+    tables = [self.resampled(n).results(progress).assign(noise_seed=n) for n in noise_seeds]
+    rows = pd.concat(tables).query("metric == @metric and method != 'validation'")
+    logs = rows.assign(value=np.log(rows.value.astype(float)))
+    grid_of = lambda g: g.pivot(index="seed", columns="noise_seed", values="value").to_numpy()
+    cells = {key: grid_of(g) for key, g in logs.groupby(["pruning_ratio", "method"])}
+    found = {"all": variance_components(cells.values())}
+    found |= {r: variance_components([c for key, c in cells.items() if key[0] == r]) for r in sorted({r for r, _ in cells})}
+    return pd.DataFrame([dict(pruning_ratio=r, **{n: getattr(c, n) for n in ("retraining", "resampling", "shared_samples", "own_samples",
+                         "ratio", "ratio_low", "ratio_high", "df")}) for r, c in found.items()])
 
 # %% ../../nbs/study/07_study.ipynb #fb0b0c49
 @patch
