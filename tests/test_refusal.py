@@ -177,8 +177,10 @@ def test_wrong_values_are_told_by_notebooks(name, parameters, says, nothing_to_f
 @pytest.mark.parametrize("setting", ["conditional", "linear_classifier"])
 def test_labels_that_are_absent_are_missed_before_anything_is_trained(setting, nothing_to_fetch, tmp_path):
     (tmp_path / "flat").mkdir()
-    for i in range(40): Image.fromarray(np.random.default_rng(i).integers(256, size=(16, 16, 3), dtype=np.uint8)).save(tmp_path / f"flat/{i}.png")
-    study = Study(**{**SMALL, "dataset": f"folder:{tmp_path}/flat"}, overrides={setting: True, "image_size": 16}, store=Store(nothing_to_fetch))
+    images = np.random.default_rng(0).integers(256, size=(40, 16, 16, 3), dtype=np.uint8)
+    for i, image in enumerate(images): Image.fromarray(image).save(tmp_path / f"flat/{i}.png")
+    given = {**SMALL, "dataset": f"folder:{tmp_path}/flat", "overrides": {setting: True, "image_size": 16}}
+    study = Study(**given, store=Store(nothing_to_fetch))
     with pytest.raises(ValueError, match=f"{setting} needs a class label"): study.run(progress=False)
     assert not made(nothing_to_fetch)
 
