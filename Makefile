@@ -101,7 +101,7 @@ test: $(VENV)/.installed-bundled,dev
 	$(SCRATCH) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -n 2 --dist loadfile --durations=15
 
 # The tests on random inputs, with many more of them than in `make test`.
-FUZZ ?= 20000
+FUZZ ?= 4000
 fuzz: $(VENV)/.installed-bundled,dev
 	$(SCRATCH) DIFFPRUNE_FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $$(grep -l DIFFPRUNE_FUZZ tests/test_*.py)
 

@@ -7,6 +7,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -14,13 +15,17 @@ import diffprune
 from diffprune.cli import app
 from diffprune.core import lineage
 from diffprune.core.stages import StaleWarning
-from diffprune.core.store import Store
+from diffprune.core.store import Store, digest, save_json
+from diffprune.models.train import Trainer
+from diffprune.report.attributes import check_attributes
+from diffprune.report.verdicts import equal_cost_steps
+from diffprune.study.baseline_runs import baseline_images, baselines
 from diffprune.study.runs import Run
 from diffprune.study.study import Study
 
 PACKAGE = Path(diffprune.__file__).parent
 ARGUMENTS = dict(dataset="digits", preset="smoke", methods=["cluster_pixels"], ratios=[0.5], seeds=[0],
-                 overrides={"train.steps": 6, "vqvae_train.steps": 4, "n_bootstrap": 2})
+                 overrides={"train.steps": 6, "vqvae_train.steps": 4, "n_bootstrap": 2, "train.checkpoint_every": 2})
 RUN = Run("cluster_pixels", 0.5, 0)
 VELOCITY = ("return x_1 - x_0", "return x_0 - x_1")
 PRINT = """
@@ -89,7 +94,7 @@ def test_another_sign_of_the_velocity_is_said_with_the_count_and_made_anew_on_de
     again = in_package(other, PRINT, json.dumps(ARGUMENTS), copy_of, "recompute")
     assert again.returncode == 0, again.stderr[-2000:]
     anew = json.loads(again.stdout.splitlines()[-1])
-    assert anew["stale"] == [] and anew["values"] != found["values"] and not said_lines(again)
+    assert anew["stale"] == ["memorization"] * 2 and anew["values"] != found["values"] and not said_lines(again)
 
 
 @pytest.fixture
@@ -171,3 +176,118 @@ def test_an_unknown_way_to_take_stale_results_is_refused(monkeypatch, tmp_path, 
     done = command(tmp_path / "store", monkeypatch, *args, "--stale", "maybe")
     assert done.exit_code == 1 and "use, warn, recompute" in done.stderr and done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def made(root):
+    "What is in a store: hash -> (kind, when it was made, whether by a process that went on)."
+    return {a.hash: (a.kind, a.meta["created"], a.meta["resumed"]) for a in Store(root).artifacts()}
+
+
+def stages_below(study, kinds): return {h for h, s in study.stages().items() if kinds & {i.kind for i in s.tree()}}
+
+
+def test_a_recomputation_replaces_what_is_stale_and_what_was_made_from_it_alone(copy_of, velocity_changed):
+    before, stale = made(copy_of), set(study_of(copy_of).stale_artifacts().hash)
+    study = study_of(copy_of, stale="recompute")
+    assert set(study.missing()) == set(study.runs) and study.done()[0] < study.done()[1]
+    assert warnings_of(lambda: study.results(progress=False)) == []
+    after = made(copy_of)
+    assert {h for h in after if after[h][1] != before[h][1]} == stages_below(study, {"model"}) < stale  # memorization is made on request
+    assert study.missing() == [] and study.done()[0] == study.done()[1]
+    assert warnings_of(lambda: study.memorization(progress=False)) == [] and study.stale_artifacts().empty
+    assert {h: v[1] for h, v in made(copy_of).items() if h not in stale} == {h: v[1] for h, v in before.items() if h not in stale}
+    once_more = made(copy_of)
+    study_of(copy_of, stale="recompute").results(progress=False)
+    assert made(copy_of) == once_more, "what was made anew is not made again"
+
+
+def test_a_stopped_recomputation_loses_nothing_and_goes_on(copy_of, velocity_changed, monkeypatch):
+    old, before = study_of(copy_of, stale="use").results(progress=False), made(copy_of)
+
+    class Stopped(Exception): pass
+
+    save, saved = Trainer.save, []
+
+    def stop(self):
+        save(self)
+        saved.append(self.step)
+        if len(saved) == 2: raise Stopped
+    monkeypatch.setattr(Trainer, "save", stop)
+    with pytest.raises(Stopped): study_of(copy_of, stale="recompute").run(progress=False)
+    assert made(copy_of) == before, "the old results stay until the new ones are finished"
+    pd.testing.assert_frame_equal(study_of(copy_of, stale="use").results(progress=False), old)
+    study_of(copy_of, stale="recompute").run(progress=False)
+    after = made(copy_of)
+    models = {h for h, (kind, *_) in after.items() if kind == "model"}
+    assert sorted(after[h][2] for h in models) == [False, True], "the stopped training went on from its checkpoint"
+    assert study_of(copy_of).stale_artifacts().kind.tolist() == ["memorization"] * 2
+    assert Store(copy_of).verify() == {}
+
+
+def test_workers_share_a_recomputation(copy_of, tmp_path):
+    other = changed_package(tmp_path / "other", "models/flow.py", *VELOCITY)
+    code = PRINT.replace("workers=1", "workers=2").replace("study.results", "study.run(progress=False).results")
+    done = in_package(other, code, json.dumps(ARGUMENTS), copy_of, "recompute")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1])["stale"] == ["memorization"] * 2
+
+
+def altered(root, kind, **changes):
+    "Rewrite what the artifacts of a kind record, checksum included."
+    for a in Store(root).artifacts(kind):
+        meta = {k: v for k, v in a.meta.items() if k != "checksum"} | {k: f(a.meta[k]) for k, f in changes.items()}
+        save_json(a.path / "artifact.json", dict(meta, checksum=digest(meta)))
+
+
+@pytest.mark.parametrize("kind, changes, reason", [
+    ("clusters", dict(code=lambda c: c | dict(packages=c["packages"] | {"faiss-cpu": "1.0"})), "packages: faiss-cpu 1.0 → "),
+    ("model", dict(device=lambda d: "cuda:0"), "device: cuda → cpu"),
+    ("subset", dict(code=lambda c: c | dict(version="0" * 16)), "code"),
+    ("latents", dict(code=lambda c: {k: v for k, v in c.items() if k != "makes"}), "code: recorded in an older form")])
+def test_packages_devices_and_old_records_are_told_apart(copy_of, kind, changes, reason):
+    altered(copy_of, kind, **changes)
+    found = study_of(copy_of).stale_artifacts()
+    assert not found.empty and found[found.kind == kind].reasons.str.contains(reason).all()
+    assert len(warnings_of(lambda: study_of(copy_of).kept(RUN))) == 1
+
+
+def test_devices_do_not_count_where_no_device_computes(copy_of):
+    for kind in ("clusters", "subset"): altered(copy_of, kind, device=lambda d: "cuda")
+    assert study_of(copy_of).stale_artifacts().empty
+
+
+def test_what_an_artifact_was_made_from_is_remembered_when_it_is_gone(copy_of, velocity_changed):
+    study = study_of(copy_of)
+    shutil.rmtree(copy_of / "model")
+    found = study.stale_artifacts().set_index("kind").reasons
+    assert "model" not in found and found["metrics"].str.contains("inputs: .*model").all()
+
+
+def test_a_data_set_of_another_decoder_is_told_and_made_anew(tmp_path, monkeypatch):
+    from diffprune.data.datasets import load_dataset, make_digits
+    store = Store(tmp_path)
+    load_dataset("digits", image_size=8, store=store, progress=False)
+    known = lineage.code_version
+    changed = lambda *makes: dict(known(*makes), version="0" * 16) if make_digits in makes or any("make_digits" in str(m) for m in makes) \
+        else known(*makes)
+    for module in (lineage, sys.modules["diffprune.data.datasets"]): monkeypatch.setattr(module, "code_version", changed)
+    before = made(tmp_path)
+    load = lambda stale: load_dataset("digits", image_size=8, store=store, progress=False, stale=stale)
+    assert len(warnings_of(lambda: load("warn"))) == 1 and warnings_of(lambda: load("use")) == [] and made(tmp_path) == before
+    assert warnings_of(lambda: load("recompute")) == [] and made(tmp_path) != before
+    assert warnings_of(lambda: load("warn")) == []
+    with pytest.raises(ValueError, match="use, warn, recompute"): load("never")
+
+
+def test_baselines_and_reports_warn(copy_of, monkeypatch):
+    study = study_of(copy_of)
+    baselines(study, ("vae",), progress=False)
+    altered(copy_of, "baseline", code=lambda c: c | dict(version="0" * 16))
+    said = warnings_of(lambda: baselines(study_of(copy_of), ("vae",), progress=False))
+    assert len(said) == 1 and said[0].startswith("2 of "), said
+    altered(copy_of, "samples", code=lambda c: c | dict(version="0" * 16))
+    assert len(warnings_of(lambda: baseline_images(study_of(copy_of), "vae", RUN))) == 1
+    altered(copy_of, "model", code=lambda c: c | dict(version="0" * 16))
+    assert len(warnings_of(lambda: equal_cost_steps(study_of(copy_of)))) == 1
+    altered(copy_of, "images", code=lambda c: c | dict(version="0" * 16))
+    assert len(warnings_of(lambda: check_attributes(study_of(copy_of), ["label"]))) == 1

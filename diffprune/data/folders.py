@@ -45,6 +45,8 @@ def _entry(path, item):
     except OSError: return FileEntry(path, -1, 0)
     return FileEntry(path, s.st_size if stat.S_ISREG(s.st_mode) else -1, s.st_mtime_ns, s.st_ctime_ns, s.st_dev, s.st_ino)
 
+_OF_SYSTEMS = ("@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+
 def _is_own(item): return item.is_dir() and os.path.exists(os.path.join(item.path, OWN_FOLDER))
 
 def scan_folder(
@@ -63,6 +65,7 @@ def scan_folder(
         above |= {(here.st_dev, here.st_ino)}
         for item in items:
             if item.name.startswith("."): skipped.append((prefix + item.name, "hidden"))
+            elif item.name in _OF_SYSTEMS and item.is_dir(): skipped.append((f"{prefix}{item.name}/", "of the system"))
             elif _is_own(item): skipped.append((f"{prefix}{item.name}/", "made by diffprune"))
             elif item.is_dir(): todo.append((item.path, f"{prefix}{item.name}/", above))
             else: found.append(_entry(prefix + item.name, item))

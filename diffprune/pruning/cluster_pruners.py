@@ -13,7 +13,7 @@ from scipy.optimize import brentq
 from sklearn.utils.validation import check_is_fitted
 
 from ..data.split import uniform_keys
-from ..features.cluster import Clusters, distances_to, kmeans_by_key, unit_rows
+from ..features.cluster import Clusters, cosine_rows, distances_to, kmeans_by_key, same_width
 from .registry import register_pruner
 from .select import Pruner, check_scores, seats_for, window
 
@@ -139,7 +139,7 @@ def preceding_similarity(
 class SemDeDupPruner(KMeansPruner):
     "Score: minus the largest cosine similarity to a preferred sample of the same cluster (Abbas et al. 2023)."
     def _score(self, X):
-        self.X_ = unit_rows(X)
+        self.X_ = cosine_rows(X)
         keys = uniform_keys(self.ids_, self.seed_, "semdedup")
         labels, scores = self.kmeans_.labels_, np.empty(len(X))
         for g in range(len(self.kmeans_.cluster_centers_)):
@@ -154,10 +154,10 @@ class SemDeDupPruner(KMeansPruner):
     ) -> np.ndarray:  # float64, (N,)
         "Minus the largest cosine similarity of each sample to a training sample of its cluster."
         check_is_fitted(self, "kmeans_")
-        cluster, U = self.kmeans_.predict(X), unit_rows(np.asarray(X, np.float32))
+        cluster, (U, known) = self.kmeans_.predict(X), same_width(cosine_rows(np.asarray(X, np.float32)), self.X_)
         scores = np.empty(len(U))
         for g in np.unique(cluster):
-            scores[cluster == g] = -(U[cluster == g] @ self.X_[self.kmeans_.labels_ == g].T).max(1)
+            scores[cluster == g] = -(U[cluster == g] @ known[self.kmeans_.labels_ == g].T).max(1)
         return scores
 
 # %% ../../nbs/pruning/07_cluster_pruners.ipynb #cell-32
@@ -186,7 +186,7 @@ def _cluster_complexity(
     neighbors,  # centres that count as near
 ):  # float64, (k,)
     "d_inter times d_intra of every cluster, in cosine distance."
-    U, C = unit_rows(X), unit_rows(centers)
+    U, C = same_width(cosine_rows(X), cosine_rows(centers))
     intra = np.bincount(labels, distances_to(U, C, labels, "cosine")) / np.bincount(labels)
     between = np.sort(1 - C @ C.T, axis=1)[:, 1:neighbors + 1]
     return intra * (between.mean(1) if between.size else 1)
@@ -212,9 +212,12 @@ class DensityPruner(KMeansPruner):
         return self.kmeans_.distances_
 
     def _choose(self, pruning_ratio, keep):
-        seats, _ = seats_for(len(self.scores_), pruning_ratio, "proportional", None)
+        n, sizes = len(self.scores_), np.bincount(self.groups_)
+        seats, _ = seats_for(n, pruning_ratio, "proportional", None, keep)
+        shared = n - seats if keep == "low" else seats  # the inverse keeps what the method would leave
         share = np.exp((self.complexity_ - self.complexity_.max()) / self.temperature)
-        quotas = projected_quotas(share / share.sum() * seats, np.bincount(self.groups_), seats)
+        quotas = projected_quotas(share / share.sum() * shared, sizes, shared)
+        if keep == "low": quotas = sizes - quotas
         return window(self.scores_, self.groups_, quotas, keep, uniform_keys(self.ids_, self.seed_, "ties")), self.scores_
 
     score_samples = PrototypePruner.score_samples

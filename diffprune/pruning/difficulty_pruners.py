@@ -81,7 +81,7 @@ class DifficultySetPruner(Pruner):
         if keep == "mid": raise ValueError("keep='mid'; a set has no middle, known are high (the set) and low (the complement of one)")
         cells = codes_of(self.labels_, len(self.scores_), "y")
         sizes = np.bincount(cells)
-        seats, ratio = seats_for(len(cells), pruning_ratio, "proportional", sizes)
+        seats, ratio = seats_for(len(cells), pruning_ratio, "proportional", sizes, keep)
         quotas = cell_quotas(sizes[:, None], seats, ratio, keep, "proportional", self.min_per_class, self.seed_).ravel()
         picked = np.zeros(len(cells), bool)
         for cell, count in enumerate(quotas if keep == "high" else sizes - quotas):

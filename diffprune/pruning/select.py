@@ -10,6 +10,7 @@ __all__ = ['KEEPS', 'n_kept', 'proportional_quotas', 'balanced_quotas', 'cell_qu
 import hashlib
 from bisect import bisect_right
 from dataclasses import dataclass
+from fractions import Fraction
 from numbers import Integral, Real
 
 import numpy as np
@@ -24,11 +25,13 @@ from ..data.split import uniform_keys
 def n_kept(
     n:int,  # samples
     pruning_ratio:float,  # share that is pruned, 0 <= pruning_ratio < 1
-) -> int:  # round((1 - pruning_ratio) * n)
-    "Number of samples kept. Raises a ValueError for a ratio outside [0, 1)."
+    keep:str="high",  # "high", "mid", or "low", the inverse
+) -> int:  # round((1 - pruning_ratio) * n), of the inverse n - round(pruning_ratio * n); a half goes to the even number
+    "Number of samples kept, exactly: 0.9 is nine tenths. Raises a ValueError for a ratio outside [0, 1)."
     if not isinstance(pruning_ratio, Real) or isinstance(pruning_ratio, bool) or not 0 <= pruning_ratio < 1:
         raise ValueError(f"pruning_ratio={pruning_ratio!r}; the pruned share is a number from 0 (nothing pruned) up to, not including, 1")
-    return round((1 - pruning_ratio) * n)
+    pruned = Fraction(float(pruning_ratio)).limit_denominator(10**9)  # 0.9, and not the binary number next to it
+    return n - round(pruned * n) if keep == "low" else round((1 - pruned) * n)
 
 # %% ../../nbs/pruning/04_select.ipynb #cell-9
 def _seed_from(
@@ -104,6 +107,22 @@ def _group_quotas(
     if keep == "low": return sizes - proportional_quotas(sizes, sizes.sum() - seats, pruning_ratio, seed)
     return proportional_quotas(sizes, seats, 1 - pruning_ratio, seed)
 
+# %% ../../nbs/pruning/04_select.ipynb #8f5cbe01
+def _class_quotas(
+    sizes:np.ndarray,  # (C,) class sizes
+    seats:int,  # kept in all
+    pruning_ratio:float,  # pruned share that `seats` comes from
+    keep:str,  # "high", "low" or "mid"
+    least:int,  # smallest number kept of a class
+    seed:int,  # settles ties
+) -> np.ndarray:  # int64, (C,), kept of each class
+    "How many of each class are kept."
+    if keep != "low": return _lifted_quotas(proportional_quotas(sizes, seats, 1 - pruning_ratio, seed), sizes, least)
+    pruned = sizes.sum() - seats
+    others = proportional_quotas(sizes, pruned, pruning_ratio, seed)
+    if pruned >= np.minimum(sizes, least).sum(): others = _lifted_quotas(others, sizes, least)
+    return _lifted_quotas(sizes - others, sizes, least)
+
 # %% ../../nbs/pruning/04_select.ipynb #cell-27
 def cell_quotas(
     table:np.ndarray,  # (classes, groups) sizes
@@ -116,8 +135,7 @@ def cell_quotas(
 ) -> np.ndarray:  # int64, (classes, groups), kept of each cell
     "How many of each group of each class are kept: first classes, proportionally, then groups within the class."
     if len(table) == 1: return _group_quotas(table[0], seats, pruning_ratio, keep, quotas, seed)[None]
-    sizes = table.sum(1)
-    of_class = _lifted_quotas(_group_quotas(sizes, seats, pruning_ratio, keep, "proportional", seed), sizes, least)
+    of_class = _class_quotas(table.sum(1), seats, pruning_ratio, keep, least, seed)
     return np.stack([_group_quotas(row, q, 1 - q / row.sum(), keep, quotas, seed) for row, q in zip(table, of_class)])
 
 # %% ../../nbs/pruning/04_select.ipynb #cell-30
@@ -177,13 +195,14 @@ def seats_for(
     pruning_ratio,  # pruned share, or None with balanced quotas
     quotas:str,  # "proportional" or "balanced"
     sizes:np.ndarray,  # (G,) group sizes
+    keep:str="high",  # "high", "low" or "mid"
 ) -> tuple:  # number kept, pruned share
     "How many to keep. Without a ratio, balanced quotas keep s of each of k groups, a pruned share of 1 - s k / n."
     if pruning_ratio is None:
         if quotas != "balanced": raise ValueError("pruning_ratio=None is understood with quotas='balanced' alone")
         seats = int(sizes.min()) * len(sizes)
         return seats, 1 - seats / n
-    seats = n_kept(n, pruning_ratio)
+    seats = n_kept(n, pruning_ratio, keep)
     if seats == 0: raise ValueError(f"pruning_ratio={pruning_ratio} of {n} samples keeps none")
     return seats, pruning_ratio
 
@@ -199,7 +218,7 @@ def select(
     ids=None,  # (N,) unique ids, ints or strings; None: positions
     random_state=0,  # settles ties
 ) -> np.ndarray:  # int64, sorted positions of the kept samples
-    """Positions of the kept samples, exactly `n_kept(N, pruning_ratio)` of them (Briq et al. 2024, section 3.2).
+    """Positions of the kept samples, exactly `n_kept(N, pruning_ratio, keep)` of them (Briq et al. 2024, section 3.2).
     Raises a ValueError for input that it cannot use, and where nothing would be kept."""
     scores = check_scores(scores)
     n, seed = len(scores), _seed_from(random_state)
@@ -209,7 +228,7 @@ def select(
     group, label = codes_of(groups, n, "groups"), codes_of(labels, n, "labels")
     cells = label * (group.max() + 1) + group
     table = np.bincount(cells, minlength=(label.max() + 1) * (group.max() + 1)).reshape(label.max() + 1, -1)
-    seats, pruning_ratio = seats_for(n, pruning_ratio, quotas, table.sum(0))
+    seats, pruning_ratio = seats_for(n, pruning_ratio, quotas, table.sum(0), keep)
     per_cell = cell_quotas(table, seats, pruning_ratio, keep, quotas, min_per_class, seed)
     return window(scores, cells, per_cell.ravel(), keep, uniform_keys(_check_ids(ids, n), seed, "ties"))
 
@@ -263,7 +282,7 @@ class Pruner(BaseEstimator):
         ratio = 1 - len(kept) / len(scores) if pruning_ratio is None else pruning_ratio
         return Selection(kept, scores, ratio, keep, self.ids_, self.groups_)
 
-    def _check(self, X): return np.ascontiguousarray(check_features(np.asarray(X, np.float32), "X", 1))
+    def _check(self, X): return check_features(X, "X", 1, dtype=np.float32)
 
     def _count(self, X) -> int: return len(X)
 

@@ -119,7 +119,7 @@ def _choose(self:TransportPruner, pruning_ratio, keep):
     n, label = len(self.X_), codes_of(self.labels_, len(self.X_), "y")
     cells = label * (self.groups_.max() + 1) + self.groups_
     table = np.bincount(cells, minlength=(label.max() + 1) * (self.groups_.max() + 1)).reshape(label.max() + 1, -1)
-    seats, ratio = seats_for(n, pruning_ratio, "proportional", table.sum(0))
+    seats, ratio = seats_for(n, pruning_ratio, "proportional", table.sum(0), keep)
     quotas = cell_quotas(table, seats, ratio, keep, "proportional", self.min_per_class, self.seed_).ravel()
     counts, picked = quotas if keep == "high" else table.ravel() - quotas, np.zeros(n, bool)
     how = dict(capacity=self.capacity, n_init=self.n_init, max_iter=self.max_iter, random_state=self.seed_)

@@ -19,9 +19,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
 from ..core.checks import check_features
-from ..data.datasets import load_dataset
+from ..metrics.comparisons import seed_interval
 from .plots import MARKERS, OKABE_ITO, legend_below, set_title
-from .verdicts import seed_interval
 from ..study.study import Study
 
 # %% ../../nbs/report/07_attributes.ipynb #cell-5
@@ -118,7 +117,7 @@ def shares(self:AttributeClassifier,
 # %% ../../nbs/report/07_attributes.ipynb #cell-21
 def _known_values(study, split):
     "What is recorded of each image of a split: its label and attributes."
-    data = load_dataset(study.pipeline.config, split, store=study.store, progress=False)
+    data = study.data(split)
     labels = pd.DataFrame(dict(label=data.labels))
     return labels if data.attributes is None else labels.join(data.attributes)
 
@@ -221,8 +220,8 @@ def share_changes(
     method:str,  # the method of interest
     against:str,  # the method that it is compared with
     column:str="adjusted",  # which shares
-    level:float=0.95,  # of the intervals
-) -> pd.DataFrame:  # one row per attribute and value: mean shares, difference with interval over seeds (nan for one seed)
+    level:float=0.95,  # that all intervals of the table hold at once, by Bonferroni's rule
+) -> pd.DataFrame:  # one row per attribute and value: mean shares, difference with simultaneous interval over seeds (nan for one seed)
     "Paired differences of shares between two methods, seed by seed. Raises `ValueError` if a method is not in the table."
     for m in (method, against):
         if m not in set(table.method): raise ValueError(f"no method {m!r} in the table; it has {', '.join(sorted(set(table.method)))}")
@@ -230,7 +229,7 @@ def share_changes(
     rows = []
     for (attribute, value), row in wide.iterrows():
         difference = (row[method] - row[against]).dropna()
-        e = seed_interval(difference, level)
+        e = seed_interval(difference, 1 - (1 - level)/len(wide))
         rows.append({"attribute": attribute, "value": value, against: row[against].mean(), method: row[method].mean(), "difference": e.mean,
                      "low": e.low if e.n > 1 else np.nan, "high": e.high if e.n > 1 else np.nan, "seeds": e.n})
     return pd.DataFrame(rows)

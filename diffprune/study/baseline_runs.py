@@ -86,9 +86,11 @@ def baselines(
     "Train and measure VAEs and GANs on randomly pruned sets, for the study's ratios and seeds, and on the unpruned set."
     a, rows, context = study.arguments, [], study.context(progress=False, force=("run",) if force else ())
     wanted = [(k, float(r), s) for s in a["seeds"] for k in kinds for r in dict.fromkeys([0.0, *a["ratios"]])]
-    for kind, ratio, seed in tqdm(wanted, desc="VAE and GAN", unit="model", disable=not progress):
-        run = Run("random", ratio, seed) if ratio else Run("unpruned", 0.0, seed)
-        artifact = materialise(study.pipeline.compare(baseline_samples(study.pipeline, kind, run)), context)
+    run_of = lambda ratio, seed: Run("random", ratio, seed) if ratio else Run("unpruned", 0.0, seed)
+    ends = [study.pipeline.compare(baseline_samples(study.pipeline, kind, run_of(ratio, seed))) for kind, ratio, seed in wanted]
+    if not force: study.warn_stale([s for end in ends for s in end.tree()])
+    for (kind, ratio, seed), end in zip(tqdm(wanted, desc="VAE and GAN", unit="model", disable=not progress), ends):
+        artifact = materialise(end, context)
         values, backbone = artifact.json("metrics"), study.pipeline.metrics_backbone
         rows += [dict(dataset=a["dataset"], preset=a["preset"], method=kind, pruning_ratio=ratio, seed=seed, metric=m, backbone=backbone,
                       name=metric_name(m, backbone), value=values[m], n_generated=values["n_generated"], artifact=artifact.hash)

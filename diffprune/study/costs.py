@@ -361,13 +361,24 @@ def _metrics(stage, m):
     seconds = (2*n*n_real*dim + 2*n*n*dim + draws*30*min(n, dim)**3)/m.speed + 0.1*draws
     return Cost(seconds, 1_000, note="by counting operations; 0.1 s per draw of the bootstrap assumed")
 
+def _moments(stage, m):
+    n, dim = _count(stage.inputs["features"], m), m.backbone(stage.inputs["features"].settings["name"])[1]
+    return Cost(2*n*dim*dim/m.speed, 8*dim*(dim + 1), note="by counting operations")
+
+def _measures(stage, m):
+    if "moments" not in stage.inputs: return Cost(0.0, 1_000)
+    n, dim = _count(stage.inputs["generated"], m), m.backbone(stage.inputs["generated"].settings["name"])[1]
+    draws = 1 + stage.settings["n_bootstrap"]
+    return Cost((2*n*dim*dim + draws*30*min(n, dim)**3)/m.speed, 1_000, note="by counting operations")
+
 def _light(stage, m):
     n = _count(stage.inputs["images"], m)
     return Cost(0.0, 8*n*(1 - stage.settings["pruning_ratio"]) if stage.kind == "subset" else 8*n)
 
 # %% ../../nbs/study/05_costs.ipynb #7b73a61c
 RULES = dict(images=_images, vqvae=_vqvae, latents=_latents, features=_features, clusters=_clusters, proxy=_proxy, surrogates=_surrogates,
-             influence=_influence, scores=_light, subset=_light, model=_model, samples=_samples, reference=_reference, metrics=_metrics)
+             influence=_influence, scores=_light, subset=_light, model=_model, samples=_samples, reference=_reference, metrics=_metrics,
+             moments=_moments, measures=_measures)
 OVERHEAD = dict(seconds=0.05, bytes=4000)  # of any stage: loading, checksums, artifact.json
 
 def cost_of(

@@ -170,8 +170,9 @@ def submit(
     study.check()
     run = _executor(executor, folder, minutes, options)
     study.record()
+    study.warn_stale()
     todo, local = [study.runs.index(r) for r in study.missing()], executor == "local"
-    if not todo and study.store.find(study.pipeline.floor().key(study.store)): return Submission(study, folder, [])
+    if not todo and study._there(study.pipeline.floor()): return Submission(study, folder, [])
     devices = [device] if device or not local else study.devices
     threads = max(1, (os.cpu_count() or 1)//(study.workers if local else 1))
     job = lambda i, runs: StudyJob(study.worker_arguments(devices[i % len(devices)]), runs, threads)

@@ -6,7 +6,8 @@
 __all__ = ['make_vqvae', 'load_vqvae', 'make_latents', 'load_norm', 'make_reconstructions', 'make_features', 'make_clusters',
            'diffusion_model', 'train_diffusion', 'probe_set', 'shortened', 'make_proxy', 'make_surrogates',
            'make_influence', 'make_scores', 'fitted_pruner', 'make_subset', 'make_model', 'load_model', 'sample_labels',
-           'make_samples', 'linear_classifier', 'make_reference', 'make_metrics', 'make_memorization']
+           'make_samples', 'linear_classifier', 'make_reference', 'make_metrics', 'make_moments', 'make_measures',
+           'make_memorization']
 
 # %% ../../nbs/study/02_makers.ipynb #3204a492
 import math
@@ -25,7 +26,9 @@ from ..core.parallel import add_up, agree, first_then_others, is_main, write_row
 from ..core.store import Rows, create_array, load_array, save_array, save_json
 from ..features.cluster import Clusters, kmeans_by_key
 from ..features.embed import embed_images, load_backbone
+from ..metrics.bootstrap import draw, interval
 from ..metrics.evaluate import FeatureStats, ball_radii, feature_stats, measure
+from ..metrics.frechet import FrechetDraws
 from ..metrics.memorization import memorization
 from ..models.dit import dit_model
 from ..models.flow import SampleConfig, sample_latents
@@ -407,6 +410,28 @@ def make_metrics(stage, artifacts, folder, context):
     found = measure(X, real, logits, stats, radii, s["n_bootstrap"], k=s["k_neighbours"], k_density=s["k_density"], device=_device(context))
     save_json(folder/"metrics.json", dict({m: i.value for m, i in found.items()}, n_generated=len(X), n_reference=len(real)))
     save_json(folder/"intervals.json", {m: i._asdict() for m, i in found.items()})
+
+# %% ../../nbs/study/02_makers.ipynb #e9b527f4
+def make_moments(stage, artifacts, folder, context):
+    "Mean and covariance of real features: mean.npy (d,), cov.npy (d, d)."
+    stats = feature_stats(artifacts["features"].array("features"), progress=context.progress)
+    save_array(folder/"mean.npy", stats.mean)
+    save_array(folder/"cov.npy", stats.cov)
+    return dict(n=stats.n, d=len(stats.mean))
+
+def make_measures(stage, artifacts, folder, context):
+    "All metrics, with the Fréchet distances to training and to held-out images by name: metrics.json, intervals.json."
+    s, X = stage.settings, artifacts["generated"].array("features", mmap=False)
+    found, further = artifacts["metrics"].json("metrics"), {}
+    intervals = artifacts["metrics"].json("intervals")
+    if s["reference"]: further[s["reference"]] = intervals["fd"]
+    if s["other"]:
+        m, rng = artifacts["moments"], np.random.RandomState(0)
+        draws = FrechetDraws(X, FeatureStats(m.array("mean", mmap=False), m.array("cov", mmap=False), m.meta["n"]))
+        value, *spread = (draws.distance(r) for r in [np.arange(len(X)), *(draw(len(X), rng, False) for _ in range(s["n_bootstrap"]))])
+        further[s["other"]] = interval(value, np.array(spread), 0.95)._asdict()
+    save_json(folder/"metrics.json", dict(found, **{name: i["value"] for name, i in further.items()}))
+    save_json(folder/"intervals.json", dict(intervals, **further))
 
 # %% ../../nbs/study/02_makers.ipynb #d3bedc33
 def make_memorization(stage, artifacts, folder, context):

@@ -21,9 +21,11 @@ from diffprune.study.makers import (
     make_features,
     make_influence,
     make_latents,
+    make_measures,
     make_memorization,
     make_metrics,
     make_model,
+    make_moments,
     make_proxy,
     make_reconstructions,
     make_reference,
@@ -239,7 +241,8 @@ def subset(self:Pipeline,
     settings = dict(method=run.method, pruning_ratio=run.pruning_ratio, seed=run.seed, stratify=p.stratify,
                     options={k: v for k, v in options.items() if k in known})
     inputs = dict(images=self.images(), **self._needed(chosen.method, chosen.backbone, run.seed))
-    return Stage("subset", settings, inputs, make_subset, scope="run", code=(chosen.method.pruner,))
+    version = 2 if chosen.keep == "low" else 1  # 2: an inverse complements its method with an odd number of samples, too
+    return Stage("subset", settings, inputs, make_subset, version=version, scope="run", code=(chosen.method.pruner,))
 
 # %% ../../nbs/study/03_pipeline.ipynb #3378e7c6
 @patch
@@ -279,6 +282,14 @@ def reference(self:Pipeline) -> Stage:
 
 @patch
 @once
+def moments(self:Pipeline,
+    split:str,  # "train" or "val"
+) -> Stage:
+    "Mean and covariance of real features."
+    return Stage("moments", {}, dict(features=self.features(self.images(split), self.metrics_backbone)), make_moments)
+
+@patch
+@once
 def compare(self:Pipeline,
     images:Stage,  # generated images, or real ones
 ) -> Stage:
@@ -288,18 +299,32 @@ def compare(self:Pipeline,
     settings = dict(k_neighbours=p.k_neighbours, k_density=p.k_density, n_bootstrap=p.n_bootstrap)
     return Stage("metrics", settings, inputs, make_metrics, scope="run" if images.scope == "run" else "shared")
 
+@patch
+@once
+def measures(self:Pipeline,
+    images:Stage,  # generated images, or real ones
+) -> Stage:
+    "Metrics of images, and their Fréchet distances to training and to held-out images, each unless it would be one to themselves."
+    p, names = self.preset, dict(train="fd_train", val="fd_heldout")
+    other = "val" if p.reference == "train" else "train"
+    own = [split for split in names if images is self.images(split)]
+    named = {key: None if split in own else names[split] for key, split in (("reference", p.reference), ("other", other))}
+    inputs = dict(metrics=self.compare(images), generated=self.compared(images))
+    if named["other"]: inputs["moments"] = self.moments(other)
+    return Stage("measures", dict(named, n_bootstrap=p.n_bootstrap), inputs, make_measures, scope=inputs["metrics"].scope)
+
 # %% ../../nbs/study/03_pipeline.ipynb #09dc3496
 @patch
 def metrics(self:Pipeline,
     run:Run,  # whose samples are measured
 ) -> Stage:
     "Metrics of the generated images of a run."
-    return self.compare(self.samples(run))
+    return self.measures(self.samples(run))
 
 @patch
 def floor(self:Pipeline) -> Stage:
     "Metrics of real validation images: what a perfect model with as many samples would get."
-    return self.compare(self.images("val"))
+    return self.measures(self.images("val"))
 
 @patch
 @once

@@ -28,7 +28,8 @@ from ..core.parallel import agree, launched, start
 from ..core.stages import Context, Freshness, materialise
 from ..core.store import Artifact, Store, digest, load_json
 from ..core.store import provenance as code_provenance
-from ..data.datasets import dataset_config
+from ..data.datasets import dataset_config, load_dataset
+from ..data.images import ImageDataset
 from ..features.cluster import Clusters
 from ..features.embed import load_backbone, parse_backbone
 from ..metrics.evaluate import metric_name
@@ -172,8 +173,10 @@ def freshness(self:Study) -> Freshness:
 def _there(self:Study, stage): return self.freshness.accepts(self.store.find(stage.key(self.store)), stage.makes)
 
 @patch
-def _warn(self:Study, more=()):
-    "Say once how many results of the study, and of further stages, are stale."
+def warn_stale(self:Study,
+    more=(),  # stages that are used beside those of the study
+):
+    "Say once how many finished results of the study, and of further stages, are stale and why; nothing unless `stale` is \"warn\"."
     if self.pipeline.stale != "warn" or self._warned and not more: return
     known = [] if self._warned else self._known()
     self._warned = True
@@ -202,7 +205,7 @@ def context(self:Study,
     "Where and how this study computes."
     if self.device.startswith("cuda:"): torch.cuda.set_device(self.device)
     context = self.pipeline.context(self.store, self.device, progress, tuple(force), tuple(self.devices))
-    if not force: self._warn()
+    if not force: self.warn_stale()
     return context
 
 @patch
@@ -354,6 +357,7 @@ def run(self:Study,
     progress = start(self.device).rank == 0 and progress
     agree(lambda: self.check(force=force))
     agree(self.record)
+    if not force: self.warn_stale()
     if not force and not self.missing() and agree(lambda: self._there(self.pipeline.floor())): return self
     self.prepare(progress, force)
     if force: agree(self._discard)
@@ -433,7 +437,7 @@ def memorization(self:Study,
     "How near the generated images of every run come to the training images, computing first what is missing."
     self.run(progress)
     rows, context = [], self.context(progress=False)
-    self._warn([self.pipeline.memorization(r) for r in self.runs])
+    self.warn_stale([self.pipeline.memorization(r) for r in self.runs])
     for r in tqdm(self.runs, desc="memorization", disable=not progress):
         artifact, n_train = materialise(self.pipeline.memorization(r), context), self._n_train(r)
         same, backbone = self._labels_of(r), self.pipeline.memorization_backbone
@@ -500,6 +504,14 @@ def real_labels(self:Study,
 ) -> np.ndarray:  # (N,) int64, -1 where there is no class
     "Classes of the real images."
     return materialise(self.pipeline.images(split), self.context(progress=False)).table("samples")["label"].to_numpy()
+
+@patch
+def data(self:Study,
+    split:str="train",  # or "val"
+) -> ImageDataset:
+    "The data set of the study, with labels, ids and attributes."
+    stale, context = "recompute" if self.pipeline.stale == "recompute" else "use", self.context(progress=False)
+    return load_dataset(self.pipeline.config, split, store=context.store, progress=False, stale=stale)
 
 @patch(as_prop=True)
 def classes(self:Study) -> list:  # of str
