@@ -8,11 +8,13 @@ __all__ = ['RATIOS', 'Study', 'plan_summary', 'study_of_worker', 'work']
 # %% ../../nbs/study/07_study.ipynb #b379728b
 import importlib
 import json
+import os
 import re
 import tempfile
 import time
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
+from functools import lru_cache
 from importlib import resources
 
 import numpy as np
@@ -30,10 +32,11 @@ from ..core.store import provenance as code_provenance
 from ..data.datasets import dataset_config, load_dataset
 from ..data.images import ImageDataset
 from ..features.cluster import Clusters
-from ..features.embed import parse_backbone
+from ..features.embed import load_backbone, parse_backbone
 from ..metrics.comparisons import fit_seeds, log_margin, seeds_needed, smallest_effect, variance_components
 from ..metrics.evaluate import metric_name
 from ..pruning.registry import parse_method
+from ..pruning.select import n_kept
 from .costs import Machine, count_images, estimate_costs
 from .departures import make_pipeline
 from .makers import fitted_pruner
@@ -44,8 +47,22 @@ from .schedule import default_workers, running, start_workers, study_devices, wa
 # %% ../../nbs/study/07_study.ipynb #bc3c5490
 RATIOS = (0.25, 0.5, 0.75, 0.9)  # of the paper
 
+def _check_types(dataset, root, workers, store):
+    "Raises `ValueError` for an argument of another kind than `Study` takes."
+    if not isinstance(dataset, (str, os.PathLike)): raise ValueError(f"dataset must be a name such as 'digits', not {dataset!r}")
+    if root is not None and not isinstance(root, (str, os.PathLike)): raise ValueError(f"root must be a folder, not {root!r}")
+    if store is not None and not isinstance(store, Store): raise ValueError(f"store must be a Store('folder'), not {store!r}")
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
+        raise ValueError(f"workers is {workers!r}; a number of runs at a time is expected, such as 2")
+
+def _check_root(config, root):
+    "Raises `ValueError` for data that bring their own place, `FileNotFoundError` for a folder that is not there."
+    if root is None: return
+    if not config.spec.layout: raise ValueError(f"root={str(root)!r}: {config.spec.name} needs none, it is made here; leave root out")
+    if "://" not in str(root) and not os.path.isdir(os.path.expanduser(root)): raise FileNotFoundError(f"root: there is no folder {root}")
+
 class Study:
-    "A grid of runs on one data set at one preset. Nothing is computed until it is asked for."
+    "A grid of runs on one data set at one preset. Nothing is computed until it is asked for; wrong values are refused at once."
     def __init__(self,
         dataset:str,  # name of the data set, as for `load_dataset`
         preset:str="cpu",  # "smoke", "cpu", "gpu" or "paper"
@@ -61,9 +78,12 @@ class Study:
         workers:int|None=None,  # runs at a time on each device; by default DIFFPRUNE_WORKERS, or else one per GPU, one per core of a CPU
         stale:str="warn",  # what to do with results of other code, packages or devices: "use", "warn" or "recompute"; see `core/03_stages`
     ):
+        _check_types(dataset, root, workers, store)
         settings = load_preset(preset, dataset, overrides)
         config = dataset_config(dataset, settings.image_size, root, **settings.data).with_validation()
-        methods, metrics_backbone = settings.methods if methods is None else methods, metrics_backbone or settings.metrics_backbone
+        _check_root(config, root)
+        methods = settings.methods if methods is None else methods
+        metrics_backbone = settings.metrics_backbone if metrics_backbone is None else metrics_backbone
         self.runs = grid(methods, ratios, seeds)
         parse_backbone(metrics_backbone)
         self.pipeline = make_pipeline(config, settings, metrics_backbone, weights, stale)
@@ -285,6 +305,50 @@ def _run_workers(self:Study, n, progress):
         if failed or self.missing():
             raise RuntimeError(f"{len(self.missing())} runs could not be computed; what the workers said:\n{log.read()[-4000:]}")
 
+# %% ../../nbs/study/07_study.ipynb #late-1
+@lru_cache(maxsize=64)
+def _check_network(name, weights, environment): load_backbone(name, weights)
+
+@patch
+def _ahead(self:Study, stages, force):
+    "Stages that will be computed for `stages`: the missing ones, and below them whatever is missing."
+    todo, found = list(stages), {}
+    while todo:
+        stage = todo.pop()
+        if (h := stage.key(self.store).hash) in found or not force and self._there(stage): continue
+        found[h] = stage
+        todo += stage.inputs.values()
+    return found.values()
+
+@patch
+def _check_size(self:Study, n, labels=None):
+    "Raises `ValueError` for settings that `n` training images, and their labels if they are known, cannot serve."
+    p, a = self.pipeline.preset, self.arguments
+    needs = {parse_method(m).method.needs for m in a["methods"] if m != "unpruned"}
+    if n is not None:
+        none = [r for r in a["ratios"] if n_kept(n, r) < 1]
+        if none: raise ValueError(f"pruning ratio {none[0]:g} of {n} images keeps nothing; choose a lower one")
+        if "clusters" in needs and p.n_clusters > n: raise ValueError(f"n_clusters is {p.n_clusters}, more than the {n} training images")
+    if labels is not None and (not len(labels) or labels.min() < 0):
+        for name in (name for name in ("conditional", "linear_classifier") if getattr(p, name)):
+            raise ValueError(f"{name} needs a class label for every image, which {a['dataset']} has not: set {name} to False in overrides")
+
+# %% ../../nbs/study/07_study.ipynb #late-3
+@patch
+def check(self:Study,
+    stages=(),  # further stages that will be asked for, beside those of the study
+    force:bool=False,  # everything will be computed again
+):
+    "Raises `FileNotFoundError` for absent data or weights, `ValueError` for settings that the data cannot serve. Computes nothing."
+    pipeline, images = self.pipeline, self.pipeline.images
+    for split in ("train", "val"): pipeline.config.settings(split)
+    known = self._there(images())
+    self._check_size(count_images(pipeline.config, self.store).train, self.real_labels() if known else None)
+    for stage in self._ahead([*self.stages().values(), *stages], force or pipeline.stale == "recompute"):
+        if stage.kind == "features":
+            weights, found = stage.make.keywords["weights"], os.environ.get("DIFFPRUNE_WEIGHTS")
+            _check_network(stage.settings["name"], weights and str(weights), found)
+
 # %% ../../nbs/study/07_study.ipynb #756fdd05
 @patch
 def run(self:Study,
@@ -293,6 +357,7 @@ def run(self:Study,
 ) -> "Study":
     "Compute what is missing. Raises `RuntimeError` with a worker's traceback if a run fails; what was finished stays."
     progress = start(self.device).rank == 0 and progress
+    agree(lambda: self.check(force=force))
     agree(self.record)
     if not force: self.warn_stale()
     if not force and not self.missing() and agree(lambda: self._there(self.pipeline.floor())): return self
@@ -313,6 +378,8 @@ def prepare(self:Study,
 ):
     "Compute what several runs need, and the floor."
     context = self.context(progress, ("shared", "run") if force else ())
+    for split in ("train", "val"): materialise(self.pipeline.images(split), context)
+    self._check_size(None, self.real_labels())
     for stage in self.shared(): materialise(stage, context)
 
 # %% ../../nbs/study/07_study.ipynb #d7c19dfb
