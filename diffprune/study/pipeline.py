@@ -297,7 +297,7 @@ def compare(self:Pipeline,
     p, real = self.preset, self.features(self.images(self.preset.reference), self.metrics_backbone)
     inputs = dict(generated=self.compared(images), features=real, reference=self.reference())
     settings = dict(k_neighbours=p.k_neighbours, k_density=p.k_density, n_bootstrap=p.n_bootstrap)
-    return Stage("metrics", settings, inputs, make_metrics, scope="run" if images.scope == "run" else "shared")
+    return Stage("metrics", settings, inputs, make_metrics, version=2, scope="run" if images.scope == "run" else "shared")
 
 @patch
 @once
@@ -335,4 +335,4 @@ def memorization(self:Pipeline,
     p, name = self.preset, self.memorization_backbone
     inputs = dict(generated=self.compared(self.samples(run), name), heldout=self.compared(self.images("val"), name),
                   train=self.features(self.images(), name), **self.subsets(run))
-    return Stage("memorization", dict(alpha=p.alpha, n_cells=p.n_cells, seed=0), inputs, make_memorization, scope="run")
+    return Stage("memorization", dict(alpha=p.alpha, n_cells=p.n_cells, seed=0), inputs, make_memorization, version=2, scope="run")
