@@ -23,8 +23,8 @@ from .frechet import FeatureStats, FrechetDraws, feature_stats, warn_if_singular
 from .vendi import VendiDraws
 
 # %% ../../nbs/metrics/06_evaluate.ipynb #cell-3
-from .bootstrap import bootstrap  # noqa: F401 -- these imports are for users of this module, by `_all_`
-from .coverage import ball_radii, density_coverage, precision_recall  # noqa: F401
+from .bootstrap import Interval, bootstrap  # noqa: F401 -- these imports are for users of this module, by `_all_`
+from .coverage import ball_radii, precision_recall  # noqa: F401
 from .fidelity import inception_score, kernel_distance  # noqa: F401
 from .frechet import fd_infinity, frechet_distance  # noqa: F401
 from .vendi import vendi_score  # noqa: F401
