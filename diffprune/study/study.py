@@ -127,6 +127,19 @@ def planned(self:Study) -> tuple:  # stages, whether the data are here
     elsewhere.pipeline = replace(self.pipeline, config=replace(config, _seen=absent))
     return list(elsewhere.stages().values()), False
 
+# %% ../../nbs/study/07_study.ipynb #7c3e90d1
+@patch(as_prop=True)
+def freshness(self:Study) -> Freshness:
+    "What the study does with stale results."
+    return self.pipeline.freshness(tuple(self.devices))
+
+@patch
+def _recorded(self:Study, stage):
+    "What is recorded of a stage's artifact; empty if it is not in the store."
+    path = self.store.root/stage.key(self.store).name/"artifact.json"
+    try: return load_json(path)
+    except FileNotFoundError: return {}
+
 # %% ../../nbs/study/07_study.ipynb #b29e3aa7
 @patch
 def plan(self:Study,
@@ -166,11 +179,6 @@ def plan_summary(
     return pd.concat([found, last]).astype(dict(stages=int, in_store=int, stale=int, unknown=int))
 
 # %% ../../nbs/study/07_study.ipynb #2d5bb0a3
-@patch(as_prop=True)
-def freshness(self:Study) -> Freshness:
-    "What the study does with stale results."
-    return self.pipeline.freshness(tuple(self.devices))
-
 @patch
 def _there(self:Study, stage): return self.freshness.accepts(self.store.find(stage.key(self.store)), stage.makes)
 
@@ -191,13 +199,6 @@ def _known(self:Study) -> list:
     noted = [h for h in self.store.studies().get(self._name, {}).get("artifacts", []) if h not in stages]
     found = [(load_json(path), None) for h in noted for path in self.store.root.glob(f"*/{h}/artifact.json")]
     return [*((meta, s.makes) for s in stages.values() if (meta := self._recorded(s))), *found]
-
-@patch
-def _recorded(self:Study, stage):
-    "What is recorded of a stage's artifact; empty if it is not in the store."
-    path = self.store.root/stage.key(self.store).name/"artifact.json"
-    try: return load_json(path)
-    except FileNotFoundError: return {}
 
 @patch
 def context(self:Study,
