@@ -136,7 +136,8 @@ print(fill(shards, contents, compute, block=10))
 """
 
 
-def start(folder, pause): return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), str(pause)], stdout=subprocess.PIPE, text=True)
+def start(folder, pause):
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), str(pause)], stdout=subprocess.PIPE, text=True)
 
 
 def test_two_processes_share_the_work(tmp_path):

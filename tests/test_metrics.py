@@ -226,7 +226,8 @@ def test_evaluate_warns_of_singular_moments_and_keeps_global_randomness():
     a, b = relu_features(20, 32, 0), relu_features(20, 32, 1)
     before = np.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist()
     with pytest.warns(UserWarning, match="rank 19"): out = M.evaluate(a, b, kd_subset_size=20)
-    assert "fd_infinity" not in out and "inception_score" not in out
+    assert np.isnan(out["fd_infinity"]) and "inception_score" not in out
+    assert out.reasons == {"fd_infinity": "needs at least 48 generated images, there are 20"}
     assert before == (np.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist())
 
 
@@ -281,7 +282,8 @@ def test_intervals_equal_the_slow_bootstrap(how, n, m, d, k):
         warnings.simplefilter("ignore")
         found = M.measure(generated, real, logits, n_draws=12, k=k)
         expected = slow_intervals(generated, real, logits, 12, k)
-    assert list(found) == list(expected)
+    assert set(found) - {"fd_infinity"} == set(expected) - {"fd_infinity"} and list(found) == [m for m in M.METRIC_NAMES if m in found]
+    if "fd_infinity" not in expected: assert np.isnan(found["fd_infinity"].low) and found.reasons["fd_infinity"]
     for name, values in expected.items(): assert found[name] == pytest.approx(values, rel=1e-6, abs=1e-6), name
 
 
@@ -337,7 +339,7 @@ def test_intervals_on_a_gpu_equal_those_on_the_cpu():
 
 
 @pytest.mark.parametrize("change, message", [
-    (dict(k=20), r"k must lie in \[1, 19\]"), (dict(k_density=50), r"k must lie in \[1, 49\]"), (dict(n_draws=1), "n_draws >= 2"),
+    (dict(k=0), "k must lie in"), (dict(k_density=-1), "k must lie in"), (dict(n_draws=1), "n_draws >= 2"),
     (dict(level=1.0), "a level in"), (dict(logits=np.zeros((9, 3))), "40 generated features, got 9"),
     (dict(real_radii={3: np.ones(4)}), r"shape \(50,\)")])
 def test_bad_options_of_measure(change, message):
@@ -345,8 +347,32 @@ def test_bad_options_of_measure(change, message):
     with pytest.raises(ValueError, match=message): M.measure(generated, real, **change)
 
 
-def test_too_few_samples_for_intervals():
+def test_too_few_samples_for_some_metrics_leave_the_others():
     generated, real = spoiled("plain", 40, 50, 12)
-    with pytest.raises(ValueError, match="at least 4 samples"): M.measure(generated[:3], real, k=1)
-    with pytest.raises(ValueError, match=r"k must lie in \[1, 2\]"): M.measure(generated[:6], real)
-    with pytest.raises(ValueError, match=r"splits must lie in \[1, 5\]"): M.measure(generated[:10], real, np.zeros((10, 3)))
+    whole = M.measure(generated, real, generated[:, :3])
+    for change, lost, no_interval in [
+            (dict(k=20), [], ["recall", "f_score"]), (dict(k_density=50), ["density", "coverage"], []),
+            (dict(k=60), ["precision", "recall", "f_score"], [])]:
+        found = M.measure(generated, real, generated[:, :3], **change)
+        assert list(found) == list(whole)
+        for m, i in found.items():
+            if m in lost: assert np.isnan(i).all() and "needs at least" in found.reasons[m]
+            elif m in no_interval: assert np.isfinite(i.value) and np.isnan(i.low) and "no interval" in found.reasons[m]
+            elif m not in change and m not in ("precision", "recall", "f_score", "density", "coverage"): assert i == pytest.approx(whole[m], nan_ok=True)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("m", [1, 2, 3, 6, 60])
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 5, 7, 20, 60])
+def test_any_number_of_images_gives_what_can_be_had(n, m):
+    generated, real = relu_features(n, 9, 0, 0.1), relu_features(m, 9, 1)
+    found = M.measure(generated, real, generated[:, :4], n_draws=3)
+    assert list(found) == list(M.METRIC_NAMES) and list(M.evaluate(generated, real, generated[:, :4])) == list(found)
+    few = M.unmeasurable(n, m, 9)
+    for name, i in found.items():
+        assert np.isnan(i.value) == (name in few), name
+        if np.isnan(i).any(): assert "image" in found.reasons[name], name
+    assert not n or np.isfinite(found["vendi"].value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        M.measure(generated, real, generated[:, :4], n_draws=3)

@@ -219,10 +219,14 @@ def _load_clip(name, variant, path):
     return Backbone(name, _FeaturesOnly(model.visual), prepare, open_clip.get_model_config(model_name)["embed_dim"], size)
 
 # %% ../../nbs/features/00_embed.ipynb #cell-42
-def _load_dinov2(name, variant, path):
+def _check_dinov2(variant):
     import timm
     if not timm.list_models(variant.split(".")[0]):
         raise ValueError(f"timm has no model {variant!r}; it has {', '.join(timm.list_pretrained('*dinov2*'))}")
+
+def _load_dinov2(name, variant, path):
+    import timm
+    _check_dinov2(variant)
     overlay = dict(pretrained_cfg_overlay=dict(file=str(path))) if path else {}
     try:
         with nullcontext() if path else _offline_unless_reachable():
@@ -267,10 +271,12 @@ class _Pixels(nn.Module):
     def forward(self, x:Tensor) -> tuple:
         return (x * self.scale).flatten(1), None
 
+def _check_pixels(variant):
+    if not (variant.isascii() and variant.isdigit()) or not 1 <= int(variant) <= 256:
+        raise ValueError(f"the grid of 'pixels:{variant}' must have 1 to 256 cells a side, as in 'pixels:16'")
+
 def _load_pixels(name, variant, path):
     if path: raise ValueError(f"weights={str(path)!r}: the backbone {name!r} has none")
-    if not variant.isdigit() or not 1 <= int(variant) <= 256:
-        raise ValueError(f"the grid of {name!r} must have 1 to 256 cells a side, as in 'pixels:16'")
     side = int(variant)
     return Backbone(name, _Pixels(), lambda images: F.adaptive_avg_pool2d(images.float(), side), 3 * side**2, side)
 
@@ -282,24 +288,31 @@ class BackboneKind:
     default:str = ""  # variant that the bare name stands for
     variants:bool = True  # whether `name:variant` is understood
     classifier:bool = False  # whether it gives class logits
+    check:object = None  # check(variant) raises a ValueError for one that is not known; loads no weights
 
 BACKBONES = dict(
     lite0=BackboneKind(_load_lite0, variants=False, classifier=True),
-    clip=BackboneKind(_load_clip, "ViT-B-32/openai"),
-    dinov2=BackboneKind(_load_dinov2, "vit_small_patch14_dinov2.lvd142m"),
+    clip=BackboneKind(_load_clip, "ViT-B-32/openai", check=clip_config),
+    dinov2=BackboneKind(_load_dinov2, "vit_small_patch14_dinov2.lvd142m", check=_check_dinov2),
     inception=BackboneKind(_load_inception, variants=False, classifier=True),
-    pixels=BackboneKind(_load_pixels, "8"))
+    pixels=BackboneKind(_load_pixels, "8", check=_check_pixels))
 
 # %% ../../nbs/features/00_embed.ipynb #cell-54
+@lru_cache(maxsize=64)
+def _check_variant(kind, variant):
+    if BACKBONES[kind].check: BACKBONES[kind].check(variant)
+
 def parse_backbone(
     name:str,  # "clip", "clip:ViT-L-14/openai", ...
 ) -> tuple:  # family, variant
-    "Split a backbone's name. Raises a ValueError that lists the known ones."
+    "Split a backbone's name. Raises a ValueError that lists the known ones, also for a variant that its library does not know."
+    if not isinstance(name, str): raise ValueError(f"a backbone is a name such as 'clip', not {name!r}")
     kind, colon, variant = name.partition(":")
     if kind not in BACKBONES:
         raise ValueError(f"unknown backbone {name!r}; known are {', '.join(BACKBONES)}, and variants such as 'clip:ViT-L-14/openai'")
     if colon and not (BACKBONES[kind].variants and variant):
         raise ValueError(f"the backbone {kind!r} has no variant {variant!r}")
+    if colon: _check_variant(kind, variant)
     return kind, variant or BACKBONES[kind].default
 
 # %% ../../nbs/features/00_embed.ipynb #cell-55

@@ -88,10 +88,10 @@ def fit_seeds(
 def _largest(
     correlation:bytes,  # of the comparisons, float64
     k:int,  # how many
-) -> np.ndarray:  # (4096,), the largest |z| of each draw
+) -> np.ndarray:  # (1024,), the largest |z| of each draw
     R = np.frombuffer(correlation).reshape(k, k)
     values, vectors = np.linalg.eigh(R)
-    u = qmc.Sobol(k, seed=0).random(4096)
+    u = qmc.Sobol(k, seed=0).random(1024)
     z = norm.ppf(np.clip(u, 1e-12, 1 - 1e-12)) @ (vectors*np.sqrt(values.clip(0))).T
     return np.abs(z).max(1)
 
@@ -140,7 +140,7 @@ def compare(
     V = C @ fit.unscaled @ C.T
     R = V/np.sqrt(np.outer(np.diag(V), np.diag(V)))
     c, rows = max_t_quantile(level, R, fit.df), []
-    for row, mean, v, (first, second) in zip(C, C @ fit.means, np.diag(V), pairs):
+    for mean, v, (first, second) in zip(C @ fit.means, np.diag(V), pairs):
         paired = (wide.loc[first] - wide.loc[second]).dropna()
         n, se, half, own = len(paired), fit.sd*np.sqrt(v), np.inf, np.inf
         if n > 1:

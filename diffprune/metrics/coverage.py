@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..core.checks import check_feature_pair
+from ..core.checks import check_feature_pair, check_features
 from diffprune.metrics.neighbours import (
     Blocks,
     ball_counts,
@@ -106,7 +106,7 @@ def density_coverage(
     **search,  # block, device, progress of `nearest`
 ) -> DensityCoverage:
     "Return density and coverage; raise `ValueError` on bad features or `k` (Naeem et al. 2020, eq. 3 and 4)."
-    generated, real = check_feature_pair(generated, real)
+    generated, real = check_feature_pair(generated, check_features(real, "real features"), 1)
     radii = _real_balls(real, k, real_radii, search)
     density = ball_counts(generated, real, radii, **search).mean() / k
     coverage = (nearest(real, generated, 1, **search).distances[:, 0] <= radii).mean()

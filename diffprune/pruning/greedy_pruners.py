@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from tqdm.auto import tqdm
 
 from ..data.split import uniform_keys
-from ..features.cluster import unit_rows
+from ..features.cluster import cosine_rows
 from .registry import register_pruner
 from .select import Pruner, cell_quotas, codes_of, seats_for
 
@@ -73,7 +73,7 @@ def first_chosen(
 @patch
 def _choose(self:GreedyPruner, pruning_ratio, keep):
     sizes = np.array([len(m) for m in self.members_])
-    seats, ratio = seats_for(sizes.sum(), pruning_ratio, "proportional", sizes)
+    seats, ratio = seats_for(sizes.sum(), pruning_ratio, "proportional", sizes, keep)
     quotas = cell_quotas(sizes[:, None], seats, ratio, keep, "proportional", self.min_per_class, self.seed_).ravel()
     scores, kept = np.zeros(sizes.sum()), []
     for cell, (size, quota) in enumerate(zip(sizes, quotas)):
@@ -140,7 +140,7 @@ def _gains(
 @register_pruner("facility", "Facility", needs="features", source="Nemhauser, Wolsey and Fisher 1978; Wei et al. 2015")
 class FacilityPruner(GreedyPruner):
     "Keeps a set with a similar representative for every sample, by lazy greedy facility location."
-    def _check(self, X): return unit_rows(super()._check(X))
+    def _check(self, X): return cosine_rows(super()._check(X))
 
     def _order(self, U, keys):
         served, everyone = np.zeros(len(U), U.dtype), np.arange(len(U))

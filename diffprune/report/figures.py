@@ -19,7 +19,7 @@ from typing import get_args
 import pandas as pd
 
 from ..core.origins import Origin, history, origin_problems
-from ..core.store import load_json, project_root, save_json, temporary_path
+from ..core.store import load_json, mark_own, project_root, save_json, temporary_path
 from .plots import small_print
 
 # %% ../../nbs/report/01_figures.ipynb #cell-5
@@ -52,12 +52,14 @@ _COMMON = dict(dataset=str, preset=str, seeds=list, metrics_backbone=str | None,
 _INTERACTIVE = {"In", "Out", "exit", "quit", "get_ipython", "open"}  # names that a notebook has from the start
 
 def _typed(name, value, wanted):
-    "The value, from text if need be. Raises `TypeError` where it is of another type."
+    "The value, from text if need be. Raises `TypeError` where it is of another type, `ValueError` for an empty list or a number below 1."
     kinds = get_args(wanted) or (wanted,)
     if isinstance(value, str) and str not in kinds:
         if list in kinds: value = parse_list(value)
         if dict in kinds: value = _parse_settings(value)
     if float in kinds and type(value) is int: value = float(value)
+    if type(value) is int and value < 1: raise ValueError(f"parameter {name} is {value}; it must be at least 1")
+    if type(value) is list and not value: raise ValueError(f"parameter {name} is an empty list; leave it out for the usual ones")
     if type(value) in kinds: return value
     names = " or ".join("None" if k is type(None) else k.__name__ for k in kinds)
     example = "; write a list as '[0, 1]' or '0,1'" if list in kinds else ""
@@ -69,14 +71,14 @@ class Parameters(types.SimpleNamespace):
     def study(self,
         **changes,  # arguments of `Study` instead of the parameters; `overrides` are added to the notebook's
     ):  # Study
-        "The study that the parameters describe. Raises `ValueError` for an unknown value, `FileNotFoundError` where the data are absent."
+        "The study that the parameters describe. Raises `ValueError` for an unknown value, `FileNotFoundError` for absent data or weights."
         from diffprune.study.study import Study  # it brings torch, which the index of figures does without
         machine = ("root", "device", "workers", "stale")
         common = {name: getattr(self, name) for name in ("dataset", "preset", "seeds", "metrics_backbone", *machine)}
         grid = dict(methods=getattr(self, "methods", []), ratios=getattr(self, "ratios", None) or [])
         overrides = {**(self.overrides or {}), **changes.pop("overrides", {})}
         study = Study(**{**common, **grid, **changes}, overrides=overrides)
-        for split in ("train", "val"): study.pipeline.config.settings(split)
+        study.check(force=self.force)
         return study
 
 # %% ../../nbs/report/01_figures.ipynb #cell-13
@@ -208,6 +210,7 @@ def save_figure(
     "Put the origin in small print under a figure, write PDF, PNG, CSV and provenance (JSON), each complete or not at all, and say where."
     origin = behind(provenance, table)
     folder, said = file_folder(name, origin, root), f"diffprune, drawn at {origin.get('drawn', {}).get('commit', 'unknown')}"
+    mark_own(folder)
     small_print(fig, " · ".join(filter(None, [f"{origin['dataset']}, preset {origin['preset']}", note, origin_text(origin)])))
     for ending, key in (("pdf", "Creator"), ("png", "Software")):
         with temporary_path(folder/f"{name}.{ending}") as tmp:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.origins import doubtful, history, origin_problems
-from ..core.store import load_json, project_root, save_json, temporary_path
+from ..core.store import load_json, mark_own, project_root, save_json, temporary_path
 from ..pruning.registry import display_name
 from .figures import behind, figures_root, file_folder, origin_text, say_where
 
@@ -131,6 +131,7 @@ def save_table(
     numbers = shown if table is None else table
     origin = behind(provenance, numbers)
     folder = file_folder(name, origin, root)
+    mark_own(folder)
     small = f"<sub>{origin_text(origin)}</sub>"  # below a table, as the small print is below a figure
     markdown = f"{to_markdown(shown, caption)}\n{small}\n"
     texts = dict(csv=numbers.to_csv(index=False), md=markdown, tex=to_latex(shown, caption, f"tab:{name}"))

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from ..metrics.comparisons import Effect, compare, fit_seeds, holm, log_margin, seed_interval, smallest_effect
+from ..metrics.comparisons import Effect, compare, fit_seeds, holm, log_margin, smallest_effect
 from ..pruning.registry import METHOD_BACKBONES, method_style
 from .plots import set_title
 from .tables import method_label
@@ -74,7 +74,7 @@ def ratio_effects(
     table:pd.DataFrame,  # tidy evidence
     contrast:Contrast,  # which groups, metric and ratios
 ) -> pd.DataFrame:  # one row per seed, one column per ratio; empty if one of the groups is not in the table
-    "The difference of the two groups within each seed and ratio that both have. Raises `ValueError` for logarithms of what is not positive."
+    "The difference of the two groups within each seed and ratio that both have. Raises `ValueError` for the log of what is not positive."
     a = _values(table, contrast.first, contrast.metric, contrast.ratios, contrast.log)
     if isinstance(contrast.second, str): b = _values(table, contrast.second, contrast.metric, contrast.ratios, contrast.log)
     else: b = a*0 + (np.log(contrast.second) if contrast.log else contrast.second)
@@ -239,7 +239,8 @@ def _number(v, log):
     return f"×{np.exp(v):.2f}" if log else f"{v:+.2f}"
 
 def _interval_text(e, log):
-    return f"{_number(e.mean, log)} [{_number(e.low, log)}, {_number(e.high, log)}]" if np.isfinite(e.low) else f"{_number(e.mean, log)} (one seed)"
+    if not np.isfinite(e.low): return f"{_number(e.mean, log)} (one seed)"
+    return f"{_number(e.mean, log)} [{_number(e.low, log)}, {_number(e.high, log)}]"
 
 def _part_text(part, found):
     "The effects of a part, with the ratio before each if each is judged; what was asked and is not there is named."
@@ -279,7 +280,8 @@ def claims_table(
     adjusted = np.fmax(holm([r["_p"][0] for r in rows]), [r["_p"][1] for r in rows])
     for row, p in zip(rows, adjusted):
         row |= dict(tested_on=dataset, p=p, verdict=row["_side"] if p <= alpha or row["_side"] == MISSING else row["_open"])
-    return pd.DataFrame(rows)[["number", "claim", "paper", "tested_on", "tested", "effect", "seeds", "could_see", "parts", "p", "verdict", "figure"]]
+    columns = ["number", "claim", "paper", "tested_on", "tested", "effect", "seeds", "could_see", "parts", "p", "verdict", "figure"]
+    return pd.DataFrame(rows)[columns]
 
 # %% ../../nbs/report/06_verdicts.ipynb #cell-35
 def _selection_stages(study, run):
@@ -350,7 +352,8 @@ def _rivals(table, costs, longer, metric):
     there = [set(rows.pruning_ratio) for t in runs.values() for _, rows in t[t.metric == metric].groupby("method")]
     ratios = sorted(set.intersection(*there)) if there else []
     wide = pd.concat([_means(t, metric, ratios).rename(index=lambda m, n=n: f"{m} {n}".strip()) for n, t in runs.items()])
-    pairs = {(m, name): (m, f"random {n}".strip()) for m, n in zip(costs.method, costs.random_steps) for name, n in (("equal steps", ""), ("equal cost", n))}
+    pairs = {(m, name): (m, f"random {n}".strip()) for m, longest in zip(costs.method, costs.random_steps)
+             for name, n in (("equal steps", ""), ("equal cost", longest))}
     lacking = [a for a, b in pairs.values() if not {a, b} <= set(wide.index) or (wide.loc[a] + wide.loc[b]).isna().all()]
     if lacking: raise ValueError(f"{lacking[0]} and random pruning have no ratio and seed in common")
     return wide.loc[list(dict.fromkeys(m for pair in pairs.values() for m in pair))], pairs, ratios

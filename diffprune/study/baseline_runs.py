@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BASELINES', 'make_baseline', 'make_baseline_samples', 'baseline', 'baseline_samples', 'baselines', 'baseline_images',
-           'relative_rise']
+           'rise_factor']
 
 # %% ../../nbs/study/09_baseline_runs.ipynb #cell-2
 from dataclasses import asdict, replace
@@ -87,7 +87,7 @@ def baselines(
     a, rows, context = study.arguments, [], study.context(progress=False, force=("run",) if force else ())
     wanted = [(k, float(r), s) for s in a["seeds"] for k in kinds for r in dict.fromkeys([0.0, *a["ratios"]])]
     run_of = lambda ratio, seed: Run("random", ratio, seed) if ratio else Run("unpruned", 0.0, seed)
-    ends = [study.pipeline.compare(baseline_samples(study.pipeline, kind, run_of(ratio, seed))) for kind, ratio, seed in wanted]
+    ends = [study.pipeline.measures(baseline_samples(study.pipeline, kind, run_of(ratio, seed))) for kind, ratio, seed in wanted]
     if not force: study.warn_stale([s for end in ends for s in end.tree()])
     for (kind, ratio, seed), end in zip(tqdm(wanted, desc="VAE and GAN", unit="model", disable=not progress), ends):
         artifact = materialise(end, context)
@@ -107,11 +107,11 @@ def baseline_images(
     return materialise(baseline_samples(study.pipeline, kind, run), study.context(progress=False)).array("images")[:n]
 
 # %% ../../nbs/study/09_baseline_runs.ipynb #cell-13
-def relative_rise(
+def rise_factor(
     table:pd.DataFrame,  # tidy results with the unpruned models in them, at ratio 0
     metric:str="fd",  # key of the metric
     unpruned:dict|None=None,  # method -> the method that stands for it at ratio 0, such as random -> unpruned
-) -> pd.DataFrame:  # the same rows and columns, with metric "<metric>_rise" and the value relative to its own unpruned model, minus 1
+) -> pd.DataFrame:  # the same rows and columns, with metric "<metric>_rise" and the value over the own unpruned one
     "Each value against that of the same kind of model and the same seed on the whole set. Raises `ValueError` where that is missing."
     rows = table[(table.metric == metric) & (table.method != "validation")]
     whole = table[(table.metric == metric) & (table.pruning_ratio == 0)].set_index(["method", "seed"]).value
@@ -119,6 +119,6 @@ def relative_rise(
     absent = [k for k in keys if k not in whole.index]
     if absent: raise ValueError(f"no unpruned value of {absent[0][0]} with seed {absent[0][1]} in the table")
     base = np.array([whole[k] for k in keys], dtype=float)
-    label = rows["name"] + " / its unpruned value − 1" if "name" in rows else None
-    out = rows.assign(metric=f"{metric}_rise", value=rows.value.to_numpy(float)/base - 1)
+    label = rows["name"] + " / its unpruned value" if "name" in rows else None
+    out = rows.assign(metric=f"{metric}_rise", value=rows.value.to_numpy(float)/base)
     return out.assign(name=label) if label is not None else out

@@ -21,13 +21,13 @@ from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from ..core.checks import from_settings, to_uint8
+from ..core.checks import attempt, from_settings, to_uint8
 from ..core.parallel import add_up, agree, first_then_others, is_main, write_rows
 from ..core.store import Rows, create_array, load_array, save_array, save_json
 from ..features.cluster import Clusters, kmeans_by_key
 from ..features.embed import embed_images, load_backbone
 from ..metrics.bootstrap import draw, interval
-from ..metrics.evaluate import FeatureStats, ball_radii, feature_stats, measure
+from ..metrics.evaluate import FeatureStats, Interval, ball_radii, feature_stats, measure
 from ..metrics.frechet import FrechetDraws
 from ..metrics.memorization import memorization
 from ..models.dit import dit_model
@@ -381,16 +381,20 @@ def linear_classifier(
 # %% ../../nbs/study/02_makers.ipynb #2782814f
 def make_reference(stage, artifacts, folder, context):
     "What every comparison with these real features needs: moments, radii and, if asked for, a classifier."
-    X, s = artifacts["features"].array("features"), stage.settings
-    stats = feature_stats(X, progress=context.progress)
-    save_array(folder/"mean.npy", stats.mean)
-    save_array(folder/"cov.npy", stats.cov)
-    for k in {s["k_neighbours"], s["k_density"]}:
+    X, s, reasons = artifacts["features"].array("features"), stage.settings, {}
+    if len(X) > 1:
+        stats = feature_stats(X, progress=context.progress)
+        save_array(folder/"mean.npy", stats.mean)
+        save_array(folder/"cov.npy", stats.cov)
+    for k in {k for k in (s["k_neighbours"], s["k_density"]) if k < len(X)}:
         save_array(folder/f"radii-{k}.npy", ball_radii(X, k, device=_device(context), progress=context.progress))
     if s["linear_classifier"]:
         labels = artifacts["images"].table("samples")["label"].to_numpy()
-        for name, values in zip(("weights", "biases"), linear_classifier(X, labels)): save_array(folder/f"{name}.npy", values)
-    return dict(n=len(X), d=X.shape[1])
+        with attempt(reasons, "inception_score"):
+            for name, values in zip(("weights", "biases"), linear_classifier(X, labels)): save_array(folder/f"{name}.npy", values)
+    return dict(n=len(X), d=X.shape[1], reasons=reasons)
+
+def _or_none(x): return None if isinstance(x, float) and not np.isfinite(x) else x
 
 def _device(context):
     return "cuda" if context.device.startswith("cuda") else "cpu"
@@ -401,15 +405,19 @@ def make_metrics(stage, artifacts, folder, context):
     s, generated, real = stage.settings, artifacts["generated"], artifacts["features"].array("features")
     reference = artifacts["reference"]
     meta, X = reference.meta, generated.array("features", mmap=False)
-    stats = FeatureStats(reference.array("mean", mmap=False), reference.array("cov", mmap=False), meta["n"])
-    radii = {k: reference.array(f"radii-{k}", mmap=False) for k in (s["k_neighbours"], s["k_density"])}
-    logits = None
-    if (reference.path/"weights.npy").is_file():
+    there, logits = lambda name: (reference.path/f"{name}.npy").is_file(), None
+    stats = FeatureStats(*(reference.array(name, mmap=False) for name in ("mean", "cov")), meta["n"]) if there("mean") else None
+    radii = {k: reference.array(f"radii-{k}", mmap=False) for k in (s["k_neighbours"], s["k_density"]) if there(f"radii-{k}")}
+    if there("weights"):
         logits = X @ reference.array("weights", mmap=False).T + reference.array("biases", mmap=False)
     if (generated.path/"logits.npy").is_file(): logits = generated.array("logits", mmap=False)
     found = measure(X, real, logits, stats, radii, s["n_bootstrap"], k=s["k_neighbours"], k_density=s["k_density"], device=_device(context))
-    save_json(folder/"metrics.json", dict({m: i.value for m, i in found.items()}, n_generated=len(X), n_reference=len(real)))
-    save_json(folder/"intervals.json", {m: i._asdict() for m, i in found.items()})
+    if logits is None:
+        for m, reason in meta.get("reasons", {}).items(): found[m], found.reasons[m] = Interval(*[np.nan]*4), reason
+    save_json(folder/"metrics.json", dict({m: _or_none(i.value) for m, i in found.items()}, n_generated=len(X), n_reference=len(real)))
+    rows = {m: {k: _or_none(v) for k, v in i._asdict().items()} for m, i in found.items()}
+    save_json(folder/"intervals.json", {m: dict(row, reason=found.reasons[m]) if m in found.reasons else row for m, row in rows.items()})
+    return dict(notes=found.notes)
 
 # %% ../../nbs/study/02_makers.ipynb #e9b527f4
 def make_moments(stage, artifacts, folder, context):
@@ -441,8 +449,9 @@ def make_memorization(stage, artifacts, folder, context):
     sets, rows = dict(full=train), {}
     if "subset" in artifacts: sets = dict(kept=train[artifacts["subset"].array("indices", mmap=False)], full=train)
     for name, X in sets.items():
-        how = dict(alpha=max(s["alpha"], 2/len(heldout)), n_cells=max(1, min(s["n_cells"], len(X)//10, len(generated)//40)))
-        found = memorization(generated, heldout, X, **how, random_state=s["seed"], device=_device(context), progress=context.progress)
-        rows[name] = dict(asdict(found), **how)
+        n_cells = max(1, min(s["n_cells"], len(X)//10, len(generated)//40))
+        how = dict(random_state=s["seed"], widen=True, device=_device(context), progress=context.progress)
+        found = memorization(generated, heldout, X, s["alpha"], n_cells, **how)
+        rows[name] = {m: _or_none(v) for m, v in dict(asdict(found), n_cells=n_cells).items()}
     if "subset" not in artifacts: rows = dict(kept=rows["full"], full=rows["full"])
     save_json(folder/"memorization.json", rows)

@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from ..core.stages import Context, Freshness, Stage, check_stale
 from ..core.store import Store
 from ..data.datasets import DataConfig, load_dataset
-from ..features.embed import backbone_settings, has_classifier
+from ..features.embed import backbone_settings, find_weights, has_classifier, parse_backbone
 from ..pruning.registry import full_backbone, make_pruner, parse_method
 from diffprune.study.makers import (
     make_clusters,
@@ -35,7 +35,7 @@ from diffprune.study.makers import (
     make_surrogates,
     make_vqvae,
 )
-from .presets import Preset
+from .presets import Preset, check_preset
 from .runs import Run
 
 # %% ../../nbs/study/03_pipeline.ipynb #64f87b61
@@ -50,9 +50,13 @@ def once(
         return self._made[key]
     return remembered
 
+def _check_file(backbone, path):
+    parse_backbone(backbone)
+    find_weights(backbone, path)
+
 @dataclass(frozen=True)
 class Pipeline:
-    "The stages of one data set at one preset."
+    "The stages of one data set at one preset. Raises `ValueError` for unusable settings, `FileNotFoundError` for weights that are absent."
     config:DataConfig  # the images
     preset:Preset  # all settings
     metrics_backbone:str = "lite0"  # features of the metrics
@@ -60,7 +64,12 @@ class Pipeline:
     stale:str = "warn"  # what to do with results of other code, packages or devices: "use", "warn" or "recompute"; see `core/03_stages`
     _made:dict = field(default_factory=dict, init=False, repr=False, compare=False)  # stages that were asked for
 
-    def __post_init__(self): check_stale(self.stale)
+    def __post_init__(self):
+        check_stale(self.stale)
+        check_preset(self.preset, self.config.image_size)
+        parse_backbone(self.metrics_backbone)
+        if not isinstance(self.weights or {}, dict): raise ValueError(f"weights must be {{backbone: file}}, not {self.weights!r}")
+        for name, path in (self.weights or {}).items(): _check_file(full_backbone(name), path)
 
     @property
     def memorization_backbone(self) -> str:
@@ -131,7 +140,7 @@ def features(self:Pipeline,
 ) -> Stage:
     "Features of images."
     backbone = full_backbone(backbone)
-    weights = (self.weights or {}).get(backbone)
+    weights = {full_backbone(name): path for name, path in (self.weights or {}).items()}.get(backbone)
     settings = dict(name=backbone, **backbone_settings(backbone, weights))
     if logits and has_classifier(backbone): settings["logits"] = True
     scope = "run" if images.scope == "run" else "shared"
@@ -288,7 +297,7 @@ def compare(self:Pipeline,
     p, real = self.preset, self.features(self.images(self.preset.reference), self.metrics_backbone)
     inputs = dict(generated=self.compared(images), features=real, reference=self.reference())
     settings = dict(k_neighbours=p.k_neighbours, k_density=p.k_density, n_bootstrap=p.n_bootstrap)
-    return Stage("metrics", settings, inputs, make_metrics, scope="run" if images.scope == "run" else "shared")
+    return Stage("metrics", settings, inputs, make_metrics, version=2, scope="run" if images.scope == "run" else "shared")
 
 @patch
 @once
@@ -326,4 +335,4 @@ def memorization(self:Pipeline,
     p, name = self.preset, self.memorization_backbone
     inputs = dict(generated=self.compared(self.samples(run), name), heldout=self.compared(self.images("val"), name),
                   train=self.features(self.images(), name), **self.subsets(run))
-    return Stage("memorization", dict(alpha=p.alpha, n_cells=p.n_cells, seed=0), inputs, make_memorization, scope="run")
+    return Stage("memorization", dict(alpha=p.alpha, n_cells=p.n_cells, seed=0), inputs, make_memorization, version=2, scope="run")

@@ -51,6 +51,7 @@ def grid(
         if isinstance(r, bool) or not isinstance(r, (int, float)) or not 0 <= r < 1:
             raise ValueError(f"pruning ratio {r!r} is out of range: it is the pruned share, a number in [0, 1)")
     for s in seeds:
-        if isinstance(s, bool) or not isinstance(s, Integral) or s < 0: raise ValueError(f"seed {s!r} is not a non-negative integer")
+        if isinstance(s, bool) or not isinstance(s, Integral) or not 0 <= s < 2**63:
+            raise ValueError(f"seed {s!r} is not a non-negative integer below 2**63")
     whole = [Run("unpruned", 0.0, int(s)) for s in seeds]
     return list(dict.fromkeys(whole + [Run(m, float(r), int(s)) for s in seeds for r in ratios if r > 0 for m in methods]))
