@@ -224,6 +224,7 @@ def _setup(self:Trainer, model):
     if cfg.ema_decay is not None:
         self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema_decay))  # buffers are copied
         self.ema.requires_grad_(False)
+        self._pairs = list(self.ema.module.parameters()), [p.detach() for p in model.parameters()]
     params = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(params, lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay,
                                   fused=self.device.type in ("cpu", "cuda"))
@@ -231,6 +232,15 @@ def _setup(self:Trainer, model):
     self.wrapped, self.optimizer = self.accelerator.prepare(model, optimizer)
     self._sums, self._n_sums = {}, 0
     self._bad = torch.zeros((), dtype=torch.bool, device=self.device)
+
+@patch
+@torch.no_grad()
+def _average(self:Trainer):
+    "Move the average towards the weights; the first one is the weights themselves."
+    if self.step == 0: torch._foreach_copy_(*self._pairs)
+    else: torch._foreach_lerp_(*self._pairs, 1 - self.cfg.ema_decay)
+    for own, new in zip(self.ema.module.buffers(), self.model.buffers()): own.copy_(new)
+    self.ema.n_averaged += 1
 
 # %% ../../nbs/models/03_train.ipynb #cell-25
 @patch
@@ -278,7 +288,7 @@ def train_step(self:Trainer):
     if cfg.precision != "fp16": self._bad |= ~torch.isfinite(norm)  # with fp16 the scaler skips such steps
     self.optimizer.step()
     self.optimizer.zero_grad(set_to_none=True)
-    if self.ema is not None: self.ema.update_parameters(self.model)
+    if self.ema is not None: self._average()
     self.step += 1
     self._record(dict(loss=loss.detach(), grad_norm=norm, **logs))
 
