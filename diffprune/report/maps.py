@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.decomposition import PCA
 from sklearn.utils.validation import check_is_fitted
 
-from ..core.checks import check_backbones
+from ..core.checks import check_features
 from ..features.cluster import assign, cosine_rows, same_width
 from .plots import OKABE_ITO, set_title
 
@@ -38,7 +38,7 @@ def fit(self:FeatureMap,
 ) -> FeatureMap:
     "Lay out the training features. Raises `ValueError` for input that cannot be used, or too few samples for the perplexity."
     from openTSNE import TSNE
-    X = check_backbones(X, min_samples=1, dtype=np.float32)
+    X = check_features(X, min_samples=1, dtype=np.float32)
     if len(X) <= 3*self.perplexity:
         raise ValueError(f"{len(X)} samples are too few for perplexity {self.perplexity}: more than three times as many are needed")
     rng = np.random.default_rng(self.random_state)
@@ -56,7 +56,7 @@ def transform(self:FeatureMap,
 ) -> np.ndarray:  # (n, 2)
     "Places of features in the map; the map itself does not move."
     check_is_fitted(self, "map_")
-    X = check_backbones(X, min_samples=1, dtype=np.float32)
+    X = check_features(X, min_samples=1, dtype=np.float32)
     return np.asarray(self.map_.transform(self.pca_.transform(X), perplexity=min(5, self.perplexity)))
 
 # %% ../../nbs/report/04_maps.ipynb #cell-12
@@ -66,7 +66,7 @@ def nearest_cluster(
     metric:str="l2",  # of that k-means: "l2" or "cosine"
 ) -> np.ndarray:  # (n,) int64
     "The training cluster that each image falls into."
-    features = check_backbones(features, min_samples=1, dtype=np.float32)
+    features = check_features(features, min_samples=1, dtype=np.float32)
     return assign(*same_width(cosine_rows(features) if metric == "cosine" else features, np.asarray(centers)))[0]
 
 def cluster_shares(
