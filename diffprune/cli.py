@@ -8,6 +8,7 @@ __all__ = ['app', 'store_app', 'prune', 'methods', 'datasets', 'study', 'plan', 
 
 # %% ../nbs/cli.ipynb #cell-2
 import os
+import sys
 import tempfile
 import warnings
 from collections import Counter
@@ -16,9 +17,26 @@ from functools import partial
 from pathlib import Path
 
 import typer
+from typer.core import TyperGroup
 
 # %% ../nbs/cli.ipynb #cell-4
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+class _OneLine(TyperGroup):
+    "A group of commands that reports wrong use in one line."
+    def main(self, *args, standalone_mode=True, **more):
+        if not standalone_mode: return super().main(*args, standalone_mode=False, **more)
+        try: status = super().main(*args, standalone_mode=False, **more)
+        except typer.Abort: status = 1
+        except Exception as e:
+            if not hasattr(e, "format_message"): raise  # of click, or of the copy that typer brings along
+            status = e.exit_code
+            if type(e).__name__ == "NoArgsIsHelpError": e.show()
+            else:
+                context = getattr(e, "ctx", None)
+                advice = f" See {context.command_path} --help." if context else ""
+                typer.secho(f"diffprune: {' '.join(e.format_message().split())}{advice}", fg="red", err=True)
+        sys.exit(status if isinstance(status, int) else 0)
+
+app = typer.Typer(cls=_OneLine, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   context_settings=dict(help_option_names=["-h", "--help"]))
 
 def _print_version(wanted:bool):
@@ -78,6 +96,15 @@ def _check_place(folder, output):
     try: tempfile.TemporaryFile(dir=above).close()
     except OSError as e: raise OSError(f"{output} cannot be written: {above}: {e.strerror}") from None
 
+def _check_options(splits, labels, weights, method, backbone):
+    "Raise `ValueError` for an option that a folder or a method does not know, `FileNotFoundError` for weights that are not there."
+    for name, value in dict(splits=splits, labels=labels).items():
+        if value not in ("auto", "folders", "none"): raise ValueError(f"--{name} {value}: choose auto, folders or none")
+    if weights is None: return
+    if not backbone: raise ValueError(f"--weights {weights}: method {method!r} has no backbone")
+    from diffprune.features.embed import find_weights
+    find_weights(backbone, weights)
+
 def _one_device(device):
     "The name of a single device that is there. Raises `ValueError` for another."
     from diffprune.study.schedule import study_devices
@@ -112,6 +139,8 @@ def prune(
         pruner, backbone = _folder_pruner(method, clusters, seed)
         _check_place(folder, output)
         say = partial(typer.echo, err=_is_stdout(output))
+        _check_options(splits, labels, weights, method, backbone)
+        device = _one_device(device)
         options = dict(image_size=image_size, splits=splits, labels=labels, stale=check_stale(stale))
         chosen, data = _choose(folder, options, pruner, backbone, pruning_ratio, weights, device, say)
         _write_choice(chosen, data, output)
@@ -128,7 +157,7 @@ def _choose(folder, options, pruner, backbone, pruning_ratio, weights, device, s
     from diffprune.data.datasets import load_dataset
     if backbone:
         from diffprune.features.embed import embed_images, load_backbone
-        network = load_backbone(backbone, weights, _one_device(device))
+        network = load_backbone(backbone, weights, device)
     data = load_dataset(folder.resolve(), **options)
     report = data.report()
     say(report)
@@ -214,8 +243,12 @@ def study(
     if options and executor != "slurm": _stop(f"{', '.join(options)}: only for --executor slurm", 1)
     with _in_one_line(RuntimeError):
         from diffprune.core.parallel import is_main
+        from diffprune.study.executors import check_executor
+        if executor is not None: check_executor(executor)
         found = _study(dataset, preset, methods, ratios, seeds, metrics_backbone, root, workers, device, stale)
+        if is_main(): typer.echo(f"before: {found.power_text()}", err=True)
         table = _results(found, executor, minutes, device, wait, options)
+        if table is not None and is_main(): typer.echo(f"after: {found.power_text()}", err=True)
     if table is None: return
     wide = table.pivot_table(index=["method", "pruning_ratio"], columns="name", values="value", sort=False, dropna=False).dropna(how="all")
     if is_main(): typer.echo(wide.round(3).to_string())
@@ -231,7 +264,9 @@ def plan(
     "Show the stages of a study, which are in the store already, and what the rest costs on this machine; make nothing."
     with _in_one_line():
         from diffprune.study.study import plan_summary
-        stages = _study(dataset, preset, methods, ratios, seeds, metrics_backbone, root, workers, device, stale).plan(estimate)
+        found = _study(dataset, preset, methods, ratios, seeds, metrics_backbone, root, workers, device, stale)
+        stages = found.plan(estimate)
+    typer.echo(found.power_text())
     typer.echo(plan_summary(stages).to_string(float_format=lambda v: f"{v:.3g}"))
     if old := stages.stale.sum():
         then = "will be made anew" if stale == "recompute" else "--stale=recompute makes them anew"
@@ -249,7 +284,10 @@ def store_list(kind:str | None = typer.Argument(None, help="Only this kind.")):
     from diffprune.core.stages import Freshness
     from diffprune.core.store import Store
     store, fresh = Store(), Freshness("use", devices=())
-    with _in_one_line(): found = store.artifacts(kind)
+    with _in_one_line(): found = store.artifacts(kind or None)
+    if kind == "" or kind is not None and not found:
+        known = sorted({a.kind for a in store.artifacts()})
+        _stop(f"there are no artifacts of kind {kind!r} in the store; it has {', '.join(known) or 'none at all'}", 1)
     typer.echo(f"{store.root}: {len(found)} artifacts, {sum(a.mib for a in found):.1f} MiB")
     for a in found:
         typer.echo(f"{a.kind:<14} {a.hash}  {a.meta['created'][:19]} {a.meta['seconds']:>10.1f} s {a.mib:>10.2f} MiB  {a.meta['commit']}"
@@ -287,6 +325,7 @@ def store_gc(
     "Collect garbage: damaged artifacts, abandoned work and, on request, artifacts that no study needs."
     from diffprune.core.store import Store
     store = Store()
+    if older_than is not None and not 0 <= older_than <= 1e6: _stop(f"--older-than {older_than}: give days, 0 or more", 1)
     with _in_one_line(): found = store.collect(_artifacts_of(store, keep), older_than, dry_run=not delete)
     if len(found): typer.echo(found.drop(columns="deleted").to_string(index=False, float_format=lambda v: f"{v:.2f}"))
     typer.echo(f"{found.mib.sum():.1f} MiB in {len(found)} folders {'deleted' if delete else 'can be deleted (nothing was; use --delete)'}")

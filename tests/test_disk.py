@@ -49,7 +49,7 @@ def disk(tmp_path):
 
 
 def one_line(done, *words):
-    said = [line for line in done.stderr.splitlines() if "%|" not in line and "Warning" not in line]
+    said = [line for line in done.stderr.splitlines() if line.strip() and "%|" not in line and "Warning" not in line]
     assert done.returncode == 1 and "Traceback" not in done.stderr and len(said) == 1, done.stderr[-2000:]
     assert said[0].startswith("diffprune: ") and all(w in said[0] for w in words), said
 
@@ -148,7 +148,8 @@ def test_a_list_goes_to_the_standard_output_alone(tmp_path, pictures):
     with (tmp_path / "file.csv").open("w") as f:
         f.write("before\n"); f.flush()
         env = dict(os.environ, DIFFPRUNE_STORE=str(tmp_path / "store"))
-        subprocess.run([sys.executable, "-m", "diffprune.cli", "prune", str(pictures), *PRUNE, "-o", "/dev/stdout"], env=env, stdout=f, check=True)
+        words = ["-m", "diffprune.cli", "prune", str(pictures), *PRUNE, "-o", "/dev/stdout"]
+        subprocess.run([sys.executable, *words], env=env, stdout=f, check=True)
     assert (tmp_path / "file.csv").read_text().startswith("before\nid,path") and (tmp_path / "file.csv").read_text().count("\n") == 8
 
 

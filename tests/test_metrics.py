@@ -95,7 +95,7 @@ def test_dimensions_must_agree():
 @pytest.mark.parametrize("n, d", [(3000, 64), (2000, 256), (40_000, 32)])
 def test_frechet_equals_torch_fidelity(n, d, dtype):
     a, b = relu_features(n, d, 0, 0.1, dtype), relu_features(n, d, 1, dtype=dtype)
-    stats = [fid_features_to_statistics(torch.from_numpy(x)) for x in (a, b)]
+    stats = [fid_features_to_statistics(torch.from_numpy(x).double()) for x in (a, b)]
     assert frechet_distance(a, b) == pytest.approx(fid_statistics_to_metric(*stats, verbose=False)["frechet_inception_distance"], rel=1e-6)
 
 
@@ -203,7 +203,7 @@ def test_orders_out_of_range(q):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_kernel_distance_equals_torch_fidelity(dtype):
     a, b = relu_features(200, 24, 0, 0.1, dtype), relu_features(260, 24, 1, dtype=dtype)
-    theirs = kid_features_to_metric(torch.from_numpy(a), torch.from_numpy(b), kid_subsets=5, kid_subset_size=100, verbose=False)
+    theirs = kid_features_to_metric(torch.from_numpy(a).double(), torch.from_numpy(b).double(), kid_subsets=5, kid_subset_size=100, verbose=False)
     expected = theirs["kernel_inception_distance_mean"], theirs["kernel_inception_distance_std"]
     assert kernel_distance(a, b, 5, 100) == pytest.approx(expected, rel=1e-9)
 

@@ -35,6 +35,7 @@ METRIC_NAMES = {
     "fd": ("FD", "FID"), "fd_infinity": ("FD∞", "FID∞"), "kid": ("KD", "KID"), "inception_score": ("class score", "IS"),
     "precision": ("precision", None), "recall": ("recall", None), "f_score": ("F-score", None),
     "density": ("density", None), "coverage": ("coverage", None), "vendi": ("Vendi score", None),
+    "fd_train": ("train FD", "train FID"), "fd_heldout": ("held-out FD", "held-out FID"),  # of studies: to a split that is named
 }  # metric -> its name on any backbone, and its own name on Inception features
 
 # %% ../../nbs/metrics/06_evaluate.ipynb #cell-7

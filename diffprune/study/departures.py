@@ -20,12 +20,13 @@ from fastcore.basics import patch
 from ..core.stages import Stage
 from ..core.store import load_json, save_array, save_json
 from ..data.datasets import DataConfig
+from ..data.split import uniform_keys
 from ..models.flow import flow_matching_loss
 from ..models.vqvae import LatentNorm
 from ..pruning.gradients import sample_gradients
+from ..pruning.probes import ProbeGrid, ProbeSet, epoch_ends, leave_one_out, mean_gradient, probe_norms
 from ..pruning.registry import known_methods, parse_method
-from ..pruning.scores import ProbeGrid, ProbeSet, epoch_ends, leave_one_out, mean_gradient, probe_norms
-from ..pruning.select import KEEPS, codes_of, n_kept, select, uniform_keys, window
+from ..pruning.select import KEEPS, codes_of, n_kept, select, window
 from diffprune.study.makers import (
     fitted_pruner,
     make_latents,

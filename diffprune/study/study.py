@@ -8,11 +8,14 @@ __all__ = ['RATIOS', 'Study', 'plan_summary', 'study_of_worker', 'work']
 # %% ../../nbs/study/07_study.ipynb #b379728b
 import importlib
 import json
+import os
 import re
 import tempfile
 import time
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
+from functools import lru_cache
+from importlib import resources
 
 import numpy as np
 import pandas as pd
@@ -21,6 +24,7 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
+from ..core.origins import Origin
 from ..core.parallel import agree, launched, start
 from ..core.stages import Context, Freshness, materialise
 from ..core.store import Artifact, Store, digest, load_json
@@ -28,9 +32,11 @@ from ..core.store import provenance as code_provenance
 from ..data.datasets import dataset_config, load_dataset
 from ..data.images import ImageDataset
 from ..features.cluster import Clusters
-from ..features.embed import parse_backbone
+from ..features.embed import load_backbone, parse_backbone
+from ..metrics.comparisons import fit_seeds, log_margin, seeds_needed, smallest_effect, variance_components
 from ..metrics.evaluate import metric_name
 from ..pruning.registry import parse_method
+from ..pruning.select import n_kept
 from .costs import Machine, count_images, estimate_costs
 from .departures import make_pipeline
 from .makers import fitted_pruner
@@ -41,8 +47,22 @@ from .schedule import default_workers, running, start_workers, study_devices, sy
 # %% ../../nbs/study/07_study.ipynb #bc3c5490
 RATIOS = (0.25, 0.5, 0.75, 0.9)  # of the paper
 
+def _check_types(dataset, root, workers, store):
+    "Raises `ValueError` for an argument of another kind than `Study` takes."
+    if not isinstance(dataset, (str, os.PathLike)): raise ValueError(f"dataset must be a name such as 'digits', not {dataset!r}")
+    if root is not None and not isinstance(root, (str, os.PathLike)): raise ValueError(f"root must be a folder, not {root!r}")
+    if store is not None and not isinstance(store, Store): raise ValueError(f"store must be a Store('folder'), not {store!r}")
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
+        raise ValueError(f"workers is {workers!r}; a number of runs at a time is expected, such as 2")
+
+def _check_root(config, root):
+    "Raises `ValueError` for data that bring their own place, `FileNotFoundError` for a folder that is not there."
+    if root is None: return
+    if not config.spec.layout: raise ValueError(f"root={str(root)!r}: {config.spec.name} needs none, it is made here; leave root out")
+    if "://" not in str(root) and not os.path.isdir(os.path.expanduser(root)): raise FileNotFoundError(f"root: there is no folder {root}")
+
 class Study:
-    "A grid of runs on one data set at one preset. Nothing is computed until it is asked for."
+    "A grid of runs on one data set at one preset. Nothing is computed until it is asked for; wrong values are refused at once."
     def __init__(self,
         dataset:str,  # name of the data set, as for `load_dataset`
         preset:str="cpu",  # "smoke", "cpu", "gpu" or "paper"
@@ -58,9 +78,12 @@ class Study:
         workers:int|None=None,  # runs at a time on each device; by default DIFFPRUNE_WORKERS, or else one per GPU, one per core of a CPU
         stale:str="warn",  # what to do with results of other code, packages or devices: "use", "warn" or "recompute"; see `core/03_stages`
     ):
+        _check_types(dataset, root, workers, store)
         settings = load_preset(preset, dataset, overrides)
         config = dataset_config(dataset, settings.image_size, root, **settings.data).with_validation()
-        methods, metrics_backbone = settings.methods if methods is None else methods, metrics_backbone or settings.metrics_backbone
+        _check_root(config, root)
+        methods = settings.methods if methods is None else methods
+        metrics_backbone = settings.metrics_backbone if metrics_backbone is None else metrics_backbone
         self.runs = grid(methods, ratios, seeds)
         parse_backbone(metrics_backbone)
         self.pipeline = make_pipeline(config, settings, metrics_backbone, weights, stale)
@@ -211,7 +234,7 @@ def compute(self:Study,
 def take(self:Study,
     run:Run,  # what to compute
     context:Context,  # how
-) -> bool:  # False if another live process is at it
+) -> bool:  # False if another live process is computing it
     "Compute a run unless somebody else is computing it."
     key = self.measured(run).key(self.store)
     lock = self.store.root/"locks"/f"run-{key.hash}.lock"
@@ -250,7 +273,7 @@ def work(
     "What a worker process does: compute runs of a study that nobody else is computing, until none is missing."
     study = study_of_worker(arguments)
     while todo := study.missing():
-        if not any(study.take(run, study.context(progress=False)) for run in todo): time.sleep(1)  # others are at them all
+        if not any(study.take(run, study.context(progress=False)) for run in todo): time.sleep(1)  # others are computing all of them
 
 # %% ../../nbs/study/07_study.ipynb #e6a9f184
 @patch
@@ -277,10 +300,56 @@ def _run_workers(self:Study, n, progress):
     with tempfile.TemporaryFile("w+") as log, running(start_workers(n, self.devices, self.worker_arguments, log)) as workers:
         failed = watch_workers(workers, self.done, progress)
         log.seek(0)
+        for line in [line for line in log if line.endswith("starts anew\n")]: print(line, end="")
+        log.seek(0)
         if failed or self.missing():
             said = log.read()
             if (known := system_error(said)): raise known
             raise RuntimeError(f"{len(self.missing())} runs could not be computed; what the workers said:\n{said[-4000:]}")
+
+# %% ../../nbs/study/07_study.ipynb #late-1
+@lru_cache(maxsize=64)
+def _check_network(name, weights, environment): load_backbone(name, weights)
+
+@patch
+def _ahead(self:Study, stages, force):
+    "Stages that will be computed for `stages`: the missing ones, and below them whatever is missing."
+    todo, found = list(stages), {}
+    while todo:
+        stage = todo.pop()
+        if (h := stage.key(self.store).hash) in found or not force and self._there(stage): continue
+        found[h] = stage
+        todo += stage.inputs.values()
+    return found.values()
+
+@patch
+def _check_size(self:Study, n, labels=None):
+    "Raises `ValueError` for settings that `n` training images, and their labels if they are known, cannot serve."
+    p, a = self.pipeline.preset, self.arguments
+    needs = {parse_method(m).method.needs for m in a["methods"] if m != "unpruned"}
+    if n is not None:
+        none = [r for r in a["ratios"] if n_kept(n, r) < 1]
+        if none: raise ValueError(f"pruning ratio {none[0]:g} of {n} images keeps nothing; choose a lower one")
+        if "clusters" in needs and p.n_clusters > n: raise ValueError(f"n_clusters is {p.n_clusters}, more than the {n} training images")
+    if labels is not None and (not len(labels) or labels.min() < 0):
+        for name in (name for name in ("conditional", "linear_classifier") if getattr(p, name)):
+            raise ValueError(f"{name} needs a class label for every image, which {a['dataset']} has not: set {name} to False in overrides")
+
+# %% ../../nbs/study/07_study.ipynb #late-3
+@patch
+def check(self:Study,
+    stages=(),  # further stages that will be asked for, beside those of the study
+    force:bool=False,  # everything will be computed again
+):
+    "Raises `FileNotFoundError` for absent data or weights, `ValueError` for settings that the data cannot serve. Computes nothing."
+    pipeline, images = self.pipeline, self.pipeline.images
+    for split in ("train", "val"): pipeline.config.settings(split)
+    known = self._there(images())
+    self._check_size(count_images(pipeline.config, self.store).train, self.real_labels() if known else None)
+    for stage in self._ahead([*self.stages().values(), *stages], force or pipeline.stale == "recompute"):
+        if stage.kind == "features":
+            weights, found = stage.make.keywords["weights"], os.environ.get("DIFFPRUNE_WEIGHTS")
+            _check_network(stage.settings["name"], weights and str(weights), found)
 
 # %% ../../nbs/study/07_study.ipynb #756fdd05
 @patch
@@ -290,6 +359,7 @@ def run(self:Study,
 ) -> "Study":
     "Compute what is missing. Raises `RuntimeError` with a worker's traceback if a run fails; what was finished stays."
     progress = start(self.device).rank == 0 and progress
+    agree(lambda: self.check(force=force))
     agree(self.record)
     if not force: self.warn_stale()
     if not force and not self.missing() and agree(lambda: self._there(self.pipeline.floor())): return self
@@ -310,6 +380,8 @@ def prepare(self:Study,
 ):
     "Compute what several runs need, and the floor."
     context = self.context(progress, ("shared", "run") if force else ())
+    for split in ("train", "val"): materialise(self.pipeline.images(split), context)
+    self._check_size(None, self.real_labels())
     for stage in self.shared(): materialise(stage, context)
 
 # %% ../../nbs/study/07_study.ipynb #d7c19dfb
@@ -378,6 +450,125 @@ def memorization(self:Study,
     agree(lambda: self.record(list(dict.fromkeys(row["artifact"] for row in rows))))
     return pd.DataFrame(rows)
 
+# %% ../../nbs/study/07_study.ipynb #d75295a6
+def _noise_of(
+    table:pd.DataFrame,  # tidy results
+    metric:str,  # a positive one
+) -> tuple:  # noise of the log of one run, for the mean over the ratios and for the noisiest ratio
+    "The noise of a pilot. Raises `ValueError` unless two methods have two seeds in common."
+    rows = table[(table.metric == metric) & ~table.method.isin(["validation", "unpruned"])]
+    logs = pd.Series(np.log(rows.value.to_numpy(float)), index=pd.MultiIndex.from_frame(rows[["pruning_ratio", "method", "seed"]]))
+    wide = [g.droplevel(0).groupby(level=[0, 1]).mean().unstack() for _, g in logs.groupby(level=0)]
+    whole = logs.unstack("pruning_ratio").dropna() if len(logs) else pd.DataFrame()
+    fits = [fit_seeds(w) for w in [*([whole.mean(axis=1).unstack("seed")] if len(whole) else []), *wide]]
+    known = [f.sd for f in fits if f.df]
+    if not known or not fits[0].df: raise ValueError("a pilot needs at least two methods with two seeds each, at the same ratios")
+    return known[0], max(known[1:], default=known[0])
+
+@patch
+def _pilot(self:Study, pilot, metric):
+    "Noise (mean over the ratios, noisiest ratio) of a pilot, and where it comes from."
+    if isinstance(pilot, (int, float)) and not isinstance(pilot, bool):
+        if not 0 < pilot < np.inf: raise ValueError(f"the noise of a pilot must be a positive number, got {pilot}")
+        return (float(pilot), float(pilot)), "as given"
+    if isinstance(pilot, Study): pilot = pilot.finished()
+    if pilot is not None: return _noise_of(pilot, metric), "of the pilot"
+    try: return _noise_of(self.finished(), metric), "of the runs that are finished"
+    except (ValueError, FileNotFoundError): pass  # too few of them, or the data are elsewhere
+    with (resources.files("diffprune")/"assets"/"pilot_noise.csv").open(encoding="utf-8") as f: known = pd.read_csv(f)
+    a = self.arguments
+    same = known[(known.dataset == a["dataset"]) & (known.preset == a["preset"]) & (known.metric == metric)
+                 & (known.backbone == self.pipeline.metrics_backbone)]
+    if a["overrides"] or same.empty:
+        raise ValueError("no pilot: compute two methods with two seeds each first, or give pilot= (results, a study, or the noise as 0.05)")
+    return (same.sd_mean.item(), same.sd_noisiest.item()), "of a published pilot"
+
+# %% ../../nbs/study/07_study.ipynb #277fc588
+@patch
+def finished(self:Study) -> pd.DataFrame:  # method, pruning_ratio, seed, metric, value
+    "The measurements of the runs that are in the store; nothing is computed."
+    columns, rows = ["method", "pruning_ratio", "seed", "metric", "value"], []
+    for r in self.runs:
+        if artifact := self.store.find(self.measured(r).key(self.store)):
+            rows += [(r.method, r.pruning_ratio, r.seed, m, i["value"]) for m, i in artifact.json("intervals").items()]
+    return pd.DataFrame(rows, columns=columns)
+
+@patch
+def power(self:Study,
+    effects=(0.05, 0.1, 0.2),  # differences to random pruning, as shares
+    pilot=None,  # results with two seeds or more, a study, or a number; None: what is finished of this study, or a published pilot
+    metric:str="fd",  # a positive one
+    target:float=0.8,  # probability to decide
+    most:int=1000,  # seeds
+) -> pd.DataFrame:  # one row per effect: seeds needed for the mean over the ratios, and for the noisiest ratio; NA is more than `most`
+    "Seeds that it takes to decide about a method, at equal steps and at equal cost. Raises `ValueError` without a pilot."
+    (mean, worst), origin = self._pilot(pilot, metric)
+    k = 2*max(1, len(set(self.arguments["methods"]) - {"random"}))
+    need = {name: [seeds_needed(float(log_margin(e)), sd, k, target, most=most) for e in effects]
+            for name, sd in (("mean_over_ratios", mean), ("noisiest_ratio", worst))}
+    found = pd.DataFrame(need, index=pd.Index(effects, name="effect"), dtype="Int64")
+    found.attrs = dict(noise_mean=mean, noise_worst=worst, pilot=origin, comparisons=k)
+    return found
+
+@patch
+def detectable(self:Study,
+    pilot=None,  # as for `power`
+    metric:str="fd",  # a positive one
+    target:float=0.8,  # probability to decide
+) -> pd.Series:  # shares: 0.3 is +30 %; infinite for one seed
+    "The smallest difference to random pruning that the seeds of this study can decide about. Raises `ValueError` without a pilot."
+    (mean, worst), _ = self._pilot(pilot, metric)
+    n, k = len(set(self.arguments["seeds"])), 2*max(1, len(set(self.arguments["methods"]) - {"random"}))
+    sees = lambda sd: float(np.expm1(smallest_effect(n, sd, k, target)))
+    return pd.Series(dict(mean_over_ratios=sees(mean), noisiest_ratio=sees(worst)))
+
+# %% ../../nbs/study/07_study.ipynb #7017936f
+@patch
+def power_text(self:Study,
+    pilot=None,  # as for `power`
+) -> str:
+    "In one line what these seeds can see and how many more would be needed; or why that is not known."
+    try: table, seen = self.power(pilot=pilot), self.detectable(pilot).mean_over_ratios
+    except ValueError as e: return f"seeds: {e}"
+    n = len(set(self.arguments["seeds"]))
+    need = ", ".join(f"+{e:.0%} needs {s if s is not pd.NA else 'more than 1000'}" for e, s in table.mean_over_ratios.items())
+    sees = f"{n} seeds can see a difference of FD to random pruning from +{seen:.0%} on" if n > 1 else "one seed can see no difference"
+    return f"seeds: {sees}; {need} (80 % power, mean over the ratios, noise {table.attrs['noise_mean']:.1%} {table.attrs['pilot']})"
+
+# %% ../../nbs/study/07_study.ipynb #94674949
+@patch
+def resampled(self:Study,
+    noise_seed:int,  # of the noise that samples start from; 0 in the presets
+) -> "Study":
+    "The same models, sampled from other noise. Raises `ValueError` for a seed that is no non-negative integer."
+    if isinstance(noise_seed, bool) or not isinstance(noise_seed, (int, np.integer)) or noise_seed < 0:
+        raise ValueError(f"noise seed {noise_seed!r} is not a non-negative integer")
+    overrides = {**self.arguments["overrides"], "sample.noise_seed": int(noise_seed)}
+    again = Study(**{**self.arguments, "overrides": overrides}, store=self.store, device=",".join(self.devices),
+                  workers=self.workers//len(self.devices), stale=self.pipeline.stale)
+    again.pipeline = replace(again.pipeline, config=self.pipeline.config)
+    return again
+
+@patch
+def noise(self:Study,
+    noise_seeds=(0, 1, 2),  # two or more: each samples every model once
+    metric:str="fd",  # a positive one
+    progress:bool=True,  # show progress bars
+) -> pd.DataFrame:  # one row per ratio and one for all: standard deviations of the log by source, their ratio with its interval
+    "A grid of trainings × sets of samples for every run, and its components of variance, computing first what is missing."
+    noise_seeds = list(dict.fromkeys(noise_seeds))
+    if len(noise_seeds) < 2 or len(set(self.arguments["seeds"])) < 2:
+        raise ValueError(f"two seeds and two noise seeds are needed at least, got {self.arguments['seeds']} and {noise_seeds}")
+    tables = [self.resampled(n).results(progress).assign(noise_seed=n) for n in noise_seeds]
+    rows = pd.concat(tables).query("metric == @metric and method != 'validation'")
+    logs = rows.assign(value=np.log(rows.value.astype(float)))
+    grid_of = lambda g: g.pivot(index="seed", columns="noise_seed", values="value").to_numpy()
+    cells = {key: grid_of(g) for key, g in logs.groupby(["pruning_ratio", "method"])}
+    found = {"all": variance_components(cells.values())}
+    found |= {r: variance_components([c for key, c in cells.items() if key[0] == r]) for r in sorted({r for r, _ in cells})}
+    return pd.DataFrame([dict(pruning_ratio=r, **{n: getattr(c, n) for n in ("retraining", "resampling", "shared_samples", "own_samples",
+                         "ratio", "ratio_low", "ratio_high", "df")}) for r, c in found.items()])
+
 # %% ../../nbs/study/07_study.ipynb #fb0b0c49
 @patch
 def _array(self:Study, stage, name): return materialise(stage, self.context(progress=False)).array(name)
@@ -434,7 +625,7 @@ def real_images(self:Study,
 def real_labels(self:Study,
     split:str="train",  # or "val"
 ) -> np.ndarray:  # (N,) int64, -1 where there is no class
-    "Their classes."
+    "Classes of the real images."
     return materialise(self.pipeline.images(split), self.context(progress=False)).table("samples")["label"].to_numpy()
 
 @patch
@@ -480,7 +671,7 @@ def reconstruction_features(self:Study,
     backbone:str|None=None,  # as for `features`
     split:str="train",  # or "val"
 ) -> np.ndarray:  # (N, d)
-    "Their features."
+    "Features of real images, encoded and decoded."
     return self._array(self.pipeline.features(self.pipeline.reconstructions(split), backbone or self.pipeline.metrics_backbone), "features")
 
 # %% ../../nbs/study/07_study.ipynb #48ea597e
@@ -495,7 +686,7 @@ def recorded(self:Study,
     stage,  # what a run ends in
     names,  # "field", or "kind.field" for the nearest stage of a kind below it; dots lead into dictionaries
 ) -> dict:  # name -> value, None where nothing is recorded
-    "What the artifacts of a run recorded. Raises `ValueError` for names that are no list."
+    "What the artifacts of a run recorded. Raises `ValueError` for names that are not a list."
     below, kinds, found = {s.kind: s for s in stage.tree()}, {s.kind for s in self.stages().values()}, {}
     for name in as_list("provenance", names):
         head, _, rest = name.partition(".")
@@ -515,10 +706,14 @@ def stale_artifacts(self:Study) -> pd.DataFrame:  # one row per artifact: kind, 
 
 # %% ../../nbs/study/07_study.ipynb #759e7eda
 @patch
-def provenance(self:Study) -> dict:  # JSON-able
-    "What stands beside every figure: the arguments, the settings of the preset, device, code and packages."
-    return dict(self.arguments, device=self.device, workers=self.workers, settings=asdict(self.pipeline.preset),
-                created=datetime.now(timezone.utc).isoformat(timespec="seconds"), **code_provenance())
+def provenance(self:Study,
+    **more,  # further facts, such as the noises that a figure shows
+) -> Origin:  # JSON-able; `behind` says what made the rows of a table
+    "What stands beside every figure: the arguments, the settings of the preset, and the process that draws."
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    drawn = dict(created=created, device=self.device, workers=self.workers, **code_provenance())
+    facts = dict(self.arguments, settings=asdict(self.pipeline.preset), **more, drawn=drawn)
+    return Origin(facts, self.store, self.stages())
 
 @patch
 def provenance_table(self:Study,
