@@ -42,7 +42,7 @@ from .departures import make_pipeline
 from .makers import fitted_pruner
 from .presets import load_preset
 from .runs import Run, as_list, grid
-from .schedule import default_workers, running, start_workers, study_devices, watch_workers
+from .schedule import default_workers, running, start_workers, study_devices, system_error, watch_workers
 
 # %% ../../nbs/study/07_study.ipynb #bc3c5490
 RATIOS = (0.25, 0.5, 0.75, 0.9)  # of the paper
@@ -330,7 +330,9 @@ def _run_workers(self:Study, n, progress):
         for line in [line for line in log if line.endswith("starts anew\n")]: print(line, end="")
         log.seek(0)
         if failed or self.missing():
-            raise RuntimeError(f"{len(self.missing())} runs could not be computed; what the workers said:\n{log.read()[-4000:]}")
+            said = log.read()
+            if (known := system_error(said)): raise known
+            raise RuntimeError(f"{len(self.missing())} runs could not be computed; what the workers said:\n{said[-4000:]}")
 
 # %% ../../nbs/study/07_study.ipynb #late-1
 @lru_cache(maxsize=64)
