@@ -532,9 +532,9 @@ def power(self:Study,
     target:float=0.8,  # probability to decide
     most:int=1000,  # seeds
 ) -> pd.DataFrame:  # one row per effect: seeds needed for the mean over the ratios, and for the noisiest ratio; NA is more than `most`
-    "Seeds that it takes to decide about a method, at equal steps and at equal cost. Raises `ValueError` without a pilot."
+    "Seeds that it takes to tell a method from random pruning at equal steps. Raises `ValueError` without a pilot."
     (mean, worst), origin = self._pilot(pilot, metric)
-    k = 2*max(1, len(set(self.arguments["methods"]) - {"random"}))
+    k = max(1, len(set(self.arguments["methods"]) - {"random"}))
     need = {name: [seeds_needed(float(log_margin(e)), sd, k, target, most=most) for e in effects]
             for name, sd in (("mean_over_ratios", mean), ("noisiest_ratio", worst))}
     found = pd.DataFrame(need, index=pd.Index(effects, name="effect"), dtype="Int64")
@@ -549,7 +549,7 @@ def detectable(self:Study,
 ) -> pd.Series:  # shares: 0.3 is +30 %; infinite for one seed
     "The smallest difference to random pruning that the seeds of this study can decide about. Raises `ValueError` without a pilot."
     (mean, worst), _ = self._pilot(pilot, metric)
-    n, k = len(set(self.arguments["seeds"])), 2*max(1, len(set(self.arguments["methods"]) - {"random"}))
+    n, k = len(set(self.arguments["seeds"])), max(1, len(set(self.arguments["methods"]) - {"random"}))
     sees = lambda sd: float(np.expm1(smallest_effect(n, sd, k, target)))
     return pd.Series(dict(mean_over_ratios=sees(mean), noisiest_ratio=sees(worst)))
 
