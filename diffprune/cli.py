@@ -7,14 +7,35 @@ __all__ = ['app', 'store_app', 'prune', 'methods', 'datasets', 'study', 'plan', 
            'store_gc']
 
 # %% ../nbs/cli.ipynb #cell-2
+import glob
+import sys
 import tempfile
+import warnings
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
 import typer
+from typer.core import TyperGroup
 
 # %% ../nbs/cli.ipynb #cell-4
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+class _OneLine(TyperGroup):
+    "A group of commands that reports wrong use in one line."
+    def main(self, *args, standalone_mode=True, **more):
+        if not standalone_mode: return super().main(*args, standalone_mode=False, **more)
+        try: status = super().main(*args, standalone_mode=False, **more)
+        except typer.Abort: status = 1
+        except Exception as e:
+            if not hasattr(e, "format_message"): raise  # of click, or of the copy that typer brings along
+            status = e.exit_code
+            if type(e).__name__ == "NoArgsIsHelpError": e.show()
+            else:
+                context = getattr(e, "ctx", None)
+                advice = f" See {context.command_path} --help." if context else ""
+                typer.secho(f"diffprune: {' '.join(e.format_message().split())}{advice}", fg="red", err=True)
+        sys.exit(status if isinstance(status, int) else 0)
+
+app = typer.Typer(cls=_OneLine, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   context_settings=dict(help_option_names=["-h", "--help"]))
 
 def _print_version(wanted:bool):
@@ -33,9 +54,21 @@ def _stop(message, code):
     raise typer.Exit(code)
 
 @contextmanager
+def _stale_in_one_line():
+    "Show the warning of stale results as a line of this program."
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+        def show(message, category, *where, **more):
+            if category.__name__ == "StaleWarning": typer.secho(f"diffprune: {message}", fg="yellow", err=True)
+            else: usual(message, category, *where, **more)
+        warnings.showwarning = show
+        yield
+
+@contextmanager
 def _in_one_line(*more):
     "Report what a user can put right, errors of the kinds `more` included, without a traceback."
-    try: yield
+    try:
+        with _stale_in_one_line(): yield
     except typer.Exit: raise
     except KeyboardInterrupt: _stop("interrupted; what is finished stays in the store, and the same command goes on from there", 130)
     except (ValueError, OSError, ModuleNotFoundError, *more) as e: _stop(e, 1)
@@ -58,6 +91,15 @@ def _check_place(folder, output):
     try: tempfile.TemporaryFile(dir=above).close()
     except OSError as e: raise OSError(f"{output} cannot be written: {above}: {e.strerror}") from None
 
+def _check_options(splits, labels, weights, method, backbone):
+    "Raise `ValueError` for an option that a folder or a method does not know, `FileNotFoundError` for weights that are not there."
+    for name, value in dict(splits=splits, labels=labels).items():
+        if value not in ("auto", "folders", "none"): raise ValueError(f"--{name} {value}: choose auto, folders or none")
+    if weights is None: return
+    if not backbone: raise ValueError(f"--weights {weights}: method {method!r} has no backbone")
+    from diffprune.features.embed import find_weights
+    find_weights(backbone, weights)
+
 def _one_device(device):
     "The name of a single device that is there. Raises `ValueError` for another."
     from diffprune.study.schedule import study_devices
@@ -65,6 +107,9 @@ def _one_device(device):
     return study_devices(device)[0]
 
 # %% ../nbs/cli.ipynb #cell-14
+_stale = typer.Option("warn", help="Stored results that other code, packages or devices made than today's: use them, warn and use them, "
+                      "or recompute them.")
+
 @app.command()
 def prune(
     folder:Path = typer.Argument(..., help="Folder of images, with or without class folders."),
@@ -79,14 +124,18 @@ def prune(
     device:str = typer.Option("cpu", help="Device of the backbone: cpu, cuda, cuda:1, mps."),
     splits:str = typer.Option("auto", help="Whether folders called like splits are splits: auto, folders or none."),
     labels:str = typer.Option("auto", help="Where classes come from: auto, folders or none."),
+    stale:str = _stale,
 ):
     "Choose which images of a folder to keep; of a folder with splits, those of its training part."
     with _in_one_line():
+        from diffprune.core.stages import check_stale
         from diffprune.pruning.select import n_kept
         n_kept(1, pruning_ratio)
         pruner, backbone = _folder_pruner(method, clusters, seed)
         _check_place(folder, output)
-        options = dict(image_size=image_size, splits=splits, labels=labels)
+        _check_options(splits, labels, weights, method, backbone)
+        device = _one_device(device)
+        options = dict(image_size=image_size, splits=splits, labels=labels, stale=check_stale(stale))
         chosen, data = _choose(folder, options, pruner, backbone, pruning_ratio, weights, device)
         _write_choice(chosen, data, output)
     typer.echo(f"kept {len(chosen)} of {len(data)} images; the list is in {output}")
@@ -97,7 +146,7 @@ def _choose(folder, options, pruner, backbone, pruning_ratio, weights, device):
     from diffprune.data.datasets import load_dataset
     if backbone:
         from diffprune.features.embed import embed_images, load_backbone
-        network = load_backbone(backbone, weights, _one_device(device))
+        network = load_backbone(backbone, weights, device)
     data = load_dataset(folder.resolve(), **options)
     report = data.report()
     typer.echo(report)
@@ -143,11 +192,11 @@ _root = typer.Option(None, help="Where the data are.")
 _workers = typer.Option(None, min=1, help="Runs at a time on each device.")
 _device = typer.Option(None, help="cpu, cuda (all GPUs), cuda:1, or several with commas; the GPUs by default, if there are any.")
 
-def _study(dataset, preset, methods, ratios, seeds, backbone, root, workers, device):
+def _study(dataset, preset, methods, ratios, seeds, backbone, root, workers, device, stale):
     from diffprune.report.figures import parse_list
     from diffprune.study.study import Study
     return Study(dataset, preset, methods and parse_list(methods), parse_list(ratios), parse_list(seeds), backbone,
-                 root=root, workers=workers, device=device)
+                 root=root, workers=workers, device=device, stale=stale)
 
 # %% ../nbs/cli.ipynb #cell-29
 def _results(study, executor, minutes, device, wait, options):
@@ -174,7 +223,7 @@ def study(
     mem_gb:int | None = typer.Option(None, min=1, help="Memory of a Slurm job, GB."),
     parallel:int | None = typer.Option(None, min=1, help="Slurm jobs of the grid at a time."),
     account:str | None = typer.Option(None, help="Slurm account."),
-    wait:bool = typer.Option(True, help="Wait for the jobs and print the results."),
+    wait:bool = typer.Option(True, help="Wait for the jobs and print the results."), stale:str = _stale,
 ):
     "Compute the missing runs of a study and print the results."
     options = dict(slurm_partition=partition, gpus_per_node=gpus, cpus_per_task=cpus, mem_gb=mem_gb,
@@ -183,8 +232,12 @@ def study(
     if options and executor != "slurm": _stop(f"{', '.join(options)}: only for --executor slurm", 1)
     with _in_one_line(RuntimeError):
         from diffprune.core.parallel import is_main
-        found = _study(dataset, preset, methods, ratios, seeds, metrics_backbone, root, workers, device)
+        from diffprune.study.executors import check_executor
+        if executor is not None: check_executor(executor)
+        found = _study(dataset, preset, methods, ratios, seeds, metrics_backbone, root, workers, device, stale)
+        if is_main(): typer.echo(f"before: {found.power_text()}", err=True)
         table = _results(found, executor, minutes, device, wait, options)
+        if table is not None and is_main(): typer.echo(f"after: {found.power_text()}", err=True)
     if table is None: return
     wide = table.pivot_table(index=["method", "pruning_ratio"], columns="name", values="value", sort=False, dropna=False).dropna(how="all")
     if is_main(): typer.echo(wide.round(3).to_string())
@@ -195,12 +248,18 @@ def plan(
     dataset:str = _dataset, preset:str = _preset, methods:str | None = _methods, ratios:str = _ratios, seeds:str = _seeds,
     metrics_backbone:str | None = _backbone, root:Path | None = _root, workers:int | None = _workers, device:str | None = _device,
     estimate:bool = typer.Option(True, help="Time this machine for up to about a minute and estimate hours and disk."),
+    stale:str = _stale,
 ):
     "Show the stages of a study, which are in the store already, and what the rest costs on this machine; make nothing."
     with _in_one_line():
         from diffprune.study.study import plan_summary
-        stages = _study(dataset, preset, methods, ratios, seeds, metrics_backbone, root, workers, device).plan(estimate)
+        found = _study(dataset, preset, methods, ratios, seeds, metrics_backbone, root, workers, device, stale)
+        stages = found.plan(estimate)
+    typer.echo(found.power_text())
     typer.echo(plan_summary(stages).to_string(float_format=lambda v: f"{v:.3g}"))
+    if old := stages.stale.sum():
+        then = "will be made anew" if stale == "recompute" else "--stale=recompute makes them anew"
+        typer.echo(f"{old} stored results are stale: made by other code, packages or devices than today's; {then}.")
     if stages.hash.isna().all(): typer.echo("The data are not here, so nothing can be looked up in the store.")
     if estimate: typer.echo("device_hours: of one device of this machine; working_gib: taken by each run while it is computed, then freed.")
 
@@ -210,13 +269,18 @@ app.add_typer(store_app, name="store")
 
 @store_app.command("list")
 def store_list(kind:str | None = typer.Argument(None, help="Only this kind.")):
-    "List artifacts, oldest first: kind, hash, date, seconds, size, commit."
+    "List artifacts, oldest first: kind, hash, date, seconds, size, commit, and why they are stale."
+    from diffprune.core.stages import Freshness
     from diffprune.core.store import Store
-    store = Store()
-    found = store.artifacts(kind)
+    store, fresh = Store(), Freshness("use", devices=())
+    found = store.artifacts(kind if kind is None else glob.escape(kind))
+    if kind == "" or kind is not None and not found:
+        known = sorted({a.kind for a in store.artifacts()})
+        _stop(f"there are no artifacts of kind {kind!r} in the store; it has {', '.join(known) or 'none at all'}", 1)
     typer.echo(f"{store.root}: {len(found)} artifacts, {sum(a.mib for a in found):.1f} MiB")
     for a in found:
-        typer.echo(f"{a.kind:<14} {a.hash}  {a.meta['created'][:19]} {a.meta['seconds']:>10.1f} s {a.mib:>10.2f} MiB  {a.meta['commit']}")
+        typer.echo(f"{a.kind:<14} {a.hash}  {a.meta['created'][:19]} {a.meta['seconds']:>10.1f} s {a.mib:>10.2f} MiB  {a.meta['commit']}"
+                   + (f"  stale: {', '.join(why)}" if (why := fresh.reasons(a.meta)) else ""))
 
 @store_app.command("studies")
 def store_studies():
@@ -226,11 +290,15 @@ def store_studies():
 
 @store_app.command("verify")
 def store_verify():
-    "Compare the checksums of all files; exit status 1 if something is damaged."
+    "Compare the checksums of all files, and the code and packages behind them with today's; exit status 1 if something is damaged."
+    from diffprune.core.stages import Freshness
     from diffprune.core.store import Store
-    problems = Store().verify()
+    store, fresh = Store(), Freshness("use", devices=())
+    problems, stale = store.verify(), Counter(next(iter(why)) for a in store.artifacts() if (why := fresh.reasons(a.meta)))
     for path, problem in problems.items(): typer.echo(f"{path}: {problem}")
     typer.echo(f"{len(problems)} damaged artifacts")
+    counts = ", ".join(f"{n} by {why}" for why, n in stale.items())
+    typer.echo(f"{stale.total()} stale artifacts{f': {counts}' if counts else ''}")
     if problems: raise typer.Exit(1)
 
 # %% ../nbs/cli.ipynb #cell-40
@@ -244,6 +312,7 @@ def store_gc(
     "Collect garbage: damaged artifacts, abandoned work and, on request, artifacts that no study needs."
     from diffprune.core.store import Store
     store = Store()
+    if older_than is not None and not 0 <= older_than <= 1e6: _stop(f"--older-than {older_than}: give days, 0 or more", 1)
     with _in_one_line(): found = store.collect(_artifacts_of(store, keep), older_than, dry_run=not delete)
     if len(found): typer.echo(found.drop(columns="deleted").to_string(index=False, float_format=lambda v: f"{v:.2f}"))
     typer.echo(f"{found.mib.sum():.1f} MiB in {len(found)} folders {'deleted' if delete else 'can be deleted (nothing was; use --delete)'}")

@@ -22,7 +22,8 @@ TRAIN[:3] = GENERATED[:3]  # whole numbers up to 120: every dtype below holds th
 MAKE = {  # how the same numbers may come
     **{str(np.dtype(t)): lambda X, t=t: X.astype(t) for t in (np.float16, np.float32, np.float64, np.longdouble,
                                                              np.uint8, np.int8, np.int16, np.int32, np.int64, ">f4", ">f8")},
-    **{str(t): lambda X, t=t: torch.from_numpy(X).to(t) for t in (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8)},
+    **{str(t): lambda X, t=t: torch.from_numpy(X).to(t)
+       for t in (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.uint8)},
     "gradient": lambda X: torch.from_numpy(X).float().requires_grad_(),
     "Fortran order": lambda X: np.asfortranarray(X.astype(np.float32)),
     "every second row": lambda X: np.repeat(X.astype(np.float32), 2, 0)[::2],

@@ -18,10 +18,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, is_dataclass
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
@@ -32,7 +33,7 @@ import numpy as np
 from fastcore.basics import patch
 from filelock import FileLock, Timeout
 
-# %% ../../nbs/core/00_store.ipynb #cell-3
+# %% ../../nbs/core/00_store.ipynb #636d3bdc
 log = logging.getLogger("diffprune.core.store")
 
 # %% ../../nbs/core/00_store.ipynb #cell-7
@@ -113,8 +114,8 @@ def load_array(
 # %% ../../nbs/core/00_store.ipynb #cell-20
 def create_array(
     path,  # .npy file to create
-    dtype,  # of the array
-    shape,  # of the array
+    dtype,  # type of its values, such as `np.uint8`
+    shape,  # its length along each axis
 ) -> np.memmap:  # zeros, to be filled
     "A new array in a file, to be filled through its memory map. Raises `OSError` at once if the disk is too small for it."
     out = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=tuple(shape))
@@ -138,12 +139,12 @@ class Rows:
 
     @property
     def dtype(self) -> np.dtype:
-        "That of the array."
+        "Type of the values."
         return self.array.dtype
 
     @property
     def ndim(self) -> int:
-        "That of the array."
+        "Number of axes, that of the samples included."
         return self.array.ndim
 
     def __len__(self): return len(self.index)
@@ -152,7 +153,7 @@ class Rows:
         return self.array[(self.index[rows], *rest)]
     def __array__(self, dtype=None, copy=None): return np.asarray(self.array[self.index], dtype=dtype)
 
-# %% ../../nbs/core/00_store.ipynb #cell-20
+# %% ../../nbs/core/00_store.ipynb #b0a47962
 def git_commit(
     folder=None,  # any folder of the checkout; this file's by default
 ) -> str:  # commit, with "+changes" after it when the working tree differs, or "unknown" outside a checkout
@@ -209,7 +210,7 @@ def mark_own(
 @dataclass(frozen=True)
 class Key:
     "The recipe of an artifact, and its address."
-    kind:str  # what it is: a word
+    kind:str  # kind of the artifact, a word such as "model"
     settings:dict = field(default_factory=dict)  # canonical settings
     inputs:dict = field(default_factory=dict)  # name -> hash of the input
     version:int = 1  # raised by the code when the content changes meaning
@@ -233,7 +234,7 @@ class Artifact:
 
     @property
     def kind(self) -> str:
-        "What it is."
+        "Kind of the artifact, as in its recipe."
         return self.meta["kind"]
 
     @property
@@ -286,13 +287,17 @@ class Store:
     def __init__(self,
         root=None,  # its folder; see `default_store_root`
         verify_below:int=2**31,  # bytes; smaller artifacts have their checksums verified when first opened, larger ones their sizes
+        resume:str|None=None,  # work begun with other code or inputs: "anew" or "refuse"; by default $DIFFPRUNE_RESUME, or else "anew"
     ):
+        self.resume = resume or os.environ.get("DIFFPRUNE_RESUME") or "anew"
+        if self.resume not in ("anew", "refuse"):
+            raise ValueError(f"resume (or DIFFPRUNE_RESUME) is {self.resume!r}; choose 'anew' or 'refuse'")
         self.root, self.verify_below, self._verified = Path(root or default_store_root()).resolve(), verify_below, set()
 
     def __repr__(self): return f"Store({str(self.root)!r})"
 
     def key(self,
-        kind:str,  # what it is
+        kind:str,  # kind of the artifact, such as "model"
         settings=None,  # anything `canonical` accepts
         inputs:dict|None=None,  # name -> Key, Artifact or hash
         version:int=1,  # of the recipe
@@ -332,7 +337,7 @@ def damage(self:Store,
         if full and file_digest(f) != checksum: return f"the checksum of {name} does not match"
     return ""
 
-# %% ../../nbs/core/00_store.ipynb #cell-36
+# %% ../../nbs/core/00_store.ipynb #4bdcc6a2
 @patch
 def find(self:Store,
     key:Key,  # the artifact to look for
@@ -362,7 +367,7 @@ def _set_aside(self:Store, key):
     log.warning("%s: %s; moved to %s, it will be computed again", path, problem, aside)
     os.rename(path, aside)
 
-# %% ../../nbs/core/00_store.ipynb #cell-38
+# %% ../../nbs/core/00_store.ipynb #9e1b185b
 @patch
 @contextmanager
 def lock(self:Store,
@@ -387,7 +392,7 @@ def lock(self:Store,
 
 # %% ../../nbs/core/00_store.ipynb #cell-39
 def now() -> datetime:
-    "The wall clock, in UTC. It only dates artifacts: durations are measured by the monotonic clock, and locks know no time."
+    "The wall clock, in UTC. It only dates artifacts: durations are measured by the monotonic clock, and locks do not depend on time."
     return datetime.now(timezone.utc)
 
 def created_after(
@@ -425,7 +430,7 @@ class Meter:
         return dict(seconds=round(time.monotonic() - self.start, 3), peak_memory_mib=self.peak_mib(),
                     peak_gpu_mib=self._cuda.max_memory_allocated()/2**20 if self._cuda else None)
 
-# %% ../../nbs/core/00_store.ipynb #cell-44
+# %% ../../nbs/core/00_store.ipynb #40ccb876
 @patch
 def _finish(self:Store, key, work, facts, inputs):
     files = {str(f.relative_to(work)): (f.stat().st_size, file_digest(f)) for f in _files(work)}
@@ -448,10 +453,67 @@ def _to_trash(self:Store, path):
     except FileNotFoundError: pass
     return target
 
-# %% ../../nbs/core/00_store.ipynb #cell-45
+# %% ../../nbs/core/00_store.ipynb #eb65e9f2
+_BEAT = 5.0  # seconds between two notes of how long a session has lasted
+
+class _Session:
+    "One session at a piece of work; all of them are noted in `sessions.json`, with what the work was begun with."
+    def __init__(self, work, facts, inputs, noted):
+        self.path, self.noted, self.past, self.over, self.meter = work/"sessions.json", noted, [], threading.Event(), Meter()
+        files = {name: digest(i.meta["files"]) for name, i in inputs.items() if isinstance(i, Artifact)}
+        self.begun, torch = dict(code=facts.get("code", {}).get("parts", {}), inputs=files), sys.modules.get("torch")
+        self.own = dict(started=now().isoformat(timespec="seconds"), threads=torch.get_num_threads() if torch else None,
+                        **{k: facts[k] for k in ("device", "processes") if k in facts}, **provenance())
+
+    def differs(self) -> str:
+        "How the work in the folder was begun otherwise; empty if nothing is there or nothing differs."
+        if not any(self.path.parent.glob("*")): return ""
+        known = load_json(self.path) if self.path.is_file() else {}
+        then, self.past = known.get("begun"), known.get("sessions", [])
+        if then is None: return "code that was not recorded" if self.begun["code"] else ""
+        changed = {k: sorted(n for n in then[k].keys() | v.keys() if then[k].get(n) != v.get(n)) for k, v in self.begun.items()}
+        return "; ".join(f"other {k} ({', '.join(names)})" for k, names in changed.items() if names)
+
+# %% ../../nbs/core/00_store.ipynb #03571106
+@patch
+def _entries(self:_Session): return [*self.past, dict(self.own, **self.meter.read())]
+
+@patch
+def _note(self:_Session): save_json(self.path, dict(begun=self.begun, sessions=self._entries()))
+
+@patch
+def _beat(self:_Session):
+    while not self.over.wait(_BEAT):
+        with suppress(OSError): self._note()  # a full disk stops the work itself
+
+@patch
+def __enter__(self:_Session):
+    if self.noted:
+        self._note()
+        self.thread = threading.Thread(target=self._beat, daemon=True)
+        self.thread.start()
+    return self
+
+@patch
+def __exit__(self:_Session, *error):
+    self.entries = self._entries()
+    if not self.noted: return
+    self.over.set(); self.thread.join()
+    if error[0] is None: self.path.unlink(missing_ok=True)
+    else:
+        with suppress(OSError): self._note()
+
+@patch
+def facts(self:_Session) -> dict:
+    "seconds of all sessions, the largest memory of any, whether there were several, and each of them."
+    largest = lambda name: max((s[name] for s in self.entries if s[name] is not None), default=None)
+    return dict(seconds=round(sum(s["seconds"] for s in self.entries), 3), resumed=len(self.entries) > 1,
+                **{k: largest(k) for k in ("peak_memory_mib", "peak_gpu_mib")}, **(dict(sessions=self.entries) if self.noted else {}))
+
+# %% ../../nbs/core/00_store.ipynb #e90c6c5f
 @patch
 def build(self:Store,
-    kind:str,  # what it is
+    kind:str,  # kind of the artifact, such as "model"
     settings=None,  # the options that influence the content
     inputs:dict|None=None,  # name -> Key, Artifact or hash of what it is computed from
     make:Callable|None=None,  # make(folder) writes the files; it may return a dict of facts for artifact.json
@@ -459,23 +521,36 @@ def build(self:Store,
     force:bool=False,  # compute again even if it exists
     resumable:bool=False,  # `make` can continue from what an interrupted run left in the folder
     facts:dict|None=None,  # what else to record in artifact.json, such as the code's version
+    accept:Callable=lambda found: True,  # accept(artifact) -> whether one that is there will do; if not, it stays until the new one is done
 ) -> Artifact:
     "The artifact, from the store if it is there, else made now. Raises whatever `make` raises, and then leaves no artifact."
     key = self.key(kind, settings, inputs, version)
-    if not force and (found := self.find(key)): return found
+    if not force and (found := self.find(key)) and accept(found): return found
     with self.lock(key):
         mark_own(self.root)
         self._set_aside(key)
-        if not force and (found := self.find(key)): return found
+        if not force and (found := self.find(key)) and accept(found): return found
         work = self.root/"work"/f"{key.kind}-{key.hash}"
         if work.exists() and (force or not resumable): shutil.rmtree(work)
-        resumed, meter = work.exists(), Meter()
         work.mkdir(parents=True, exist_ok=True)
         for half in [p for p in work.rglob(".*") if p.is_file()]: half.unlink()  # what `temporary_path` was writing when a run was killed
-        extra = make(work)
-        self._finish(key, work, dict(facts or {}, **meter.read(), resumed=resumed, **(extra or {})), inputs or {})
+        session = _Session(work, facts or {}, inputs or {}, noted=resumable)
+        if resumable and (reason := session.differs()): self._begin_anew(key, session, reason)
+        with session: extra = make(work)
+        self._finish(key, work, dict(facts or {}, **session.facts(), **(extra or {})), inputs or {})
         self._verified.add(key.hash)
         return self.find(key)
+
+@patch
+def _begin_anew(self:Store, key, session, reason):
+    "Empty the work folder and say why; an error for a store that refuses."
+    work = session.path.parent
+    if self.resume == "refuse":
+        raise ValueError(f"{key.name} was begun with {reason}, and resume is 'refuse': restore that, delete {work}, or allow 'anew'")
+    log.warning("%s was begun with %s; it starts anew", key.name, reason)
+    shutil.rmtree(work)
+    work.mkdir()
+    session.past = []
 
 # %% ../../nbs/core/00_store.ipynb #cell-46
 @patch

@@ -161,7 +161,7 @@ def likeness_histograms(
         ax.tick_params(labelsize=6)
         ax.spines[["top", "right", "left"]].set_visible(False)
     for ax in axes.flat[n:]: ax.set_visible(False)
-    for ax in axes[-1]: ax.set_xlabel(f"cosine similarity ({backbone})", fontsize=7)
+    for ax in axes[-1]: ax.set_xlabel(f"cosine similarity ({backbone})\n[…]: 95 % interval, bootstrap over noises", fontsize=6)
     axes[0, 0].legend(fontsize=6, frameon=False)
     set_title(fig, title)
     return fig

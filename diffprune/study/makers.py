@@ -6,7 +6,8 @@
 __all__ = ['make_vqvae', 'load_vqvae', 'make_latents', 'load_norm', 'make_reconstructions', 'make_features', 'make_clusters',
            'diffusion_model', 'train_diffusion', 'probe_set', 'shortened', 'make_proxy', 'make_surrogates',
            'make_influence', 'make_scores', 'fitted_pruner', 'make_subset', 'make_model', 'load_model', 'sample_labels',
-           'make_samples', 'linear_classifier', 'make_reference', 'make_metrics', 'make_memorization']
+           'make_samples', 'linear_classifier', 'make_reference', 'make_metrics', 'make_moments', 'make_measures',
+           'make_memorization']
 
 # %% ../../nbs/study/02_makers.ipynb #3204a492
 import math
@@ -25,18 +26,18 @@ from ..core.parallel import add_up, agree, first_then_others, is_main, write_row
 from ..core.store import Rows, create_array, load_array, save_array, save_json
 from ..features.cluster import Clusters, kmeans_by_key
 from ..features.embed import embed_images, load_backbone
+from ..metrics.bootstrap import draw, interval
 from ..metrics.evaluate import FeatureStats, Interval, ball_radii, feature_stats, measure
+from ..metrics.frechet import FrechetDraws
 from ..metrics.memorization import memorization
 from ..models.dit import dit_model
 from ..models.flow import SampleConfig, sample_latents
 from ..models.train import TrainConfig, Trainer, diffusion_loss, learning_rate, seeded
 from ..models.vqvae import VQVAE, LatentNorm, VQVAEConfig, decode_latents, encode_images, to_float, vqvae_loss
-from ..pruning.registry import make_pruner, parse_method
-from diffprune.pruning.scores import (
+from diffprune.pruning.probes import (
     ProbeGrid,
     ProbeSet,
     Recorder,
-    Scores,
     epoch_ends,
     influences,
     probe_losses,
@@ -45,6 +46,8 @@ from diffprune.pruning.scores import (
     probe_projections,
     surrogate_folds,
 )
+from ..pruning.registry import make_pruner, parse_method
+from ..pruning.scores import Scores
 
 # %% ../../nbs/study/02_makers.ipynb #fe2de9a5
 def _uint8_loss(model, batch, draws):
@@ -63,7 +66,8 @@ def make_vqvae(stage, artifacts, folder, context):
     trainer = Trainer(model, _uint8_loss, dict(image=artifacts["images"].array("images")), train_cfg, folder, context.device)
     _write_log(trainer, folder, context)
     trainer.export(folder/"model.safetensors")
-    return dict(device=str(trainer.device))
+    trainer.clear()
+    return dict(device=str(trainer.device), segments=trainer.segments)
 
 def load_vqvae(
     artifact,  # of kind "vqvae"
@@ -221,7 +225,9 @@ def make_proxy(stage, artifacts, folder, context):
     if not is_main(): return
     save_array(folder/"losses.npy", recorder.load())
     save_array(folder/"times.npy", grid.draw_times)
-    for leftover in (folder/"losses", *trainer.checkpoints()): shutil.rmtree(leftover)
+    shutil.rmtree(folder/"losses")
+    trainer.clear()
+    return dict(segments=trainer.segments)
 
 # %% ../../nbs/study/02_makers.ipynb #621a1e57
 def _products(model, samples, grid, rows, how):
@@ -234,13 +240,13 @@ def make_surrogates(
     "MoSo's products: products.npy (surrogates, checkpoints, N, D), learning_rates.npy (checkpoints,), times.npy (D,)."
     s = stage.settings
     samples, grid, how = probe_set(artifacts, s, context)
-    folds, found = surrogate_folds(samples.ids, s["proxy"]["n_surrogates"], s["train"]["seed"]), []
+    folds, found, segments = surrogate_folds(samples.ids, s["proxy"]["n_surrogates"], s["train"]["seed"]), [], []
     for k, fold in enumerate(folds):
         total = epoch_ends(len(fold), s["train"]["batch_size"], s["proxy"]["epochs"])[-1]
         steps = [max(1, round(total*(m + 1)/s["proxy"]["n_checkpoints"])) for m in range(s["proxy"]["n_checkpoints"])]
         short, measure = shortened(s, total, steps[0]), lambda model, rows: products(model, samples, grid, rows, how)
         recorder = _RowRecorder(folder/f"fold-{k}/products", steps, measure, len(samples), how["batch_size"], every=True)
-        train_diffusion(artifacts, short, fold, folder/f"fold-{k}", context, recorder)
+        segments += train_diffusion(artifacts, short, fold, folder/f"fold-{k}", context, recorder).segments
         if is_main(): found.append(recorder.load())
         rates = [learning_rate(from_settings(TrainConfig, short["train"]), step - 1) for step in steps]
     if not is_main(): return
@@ -248,6 +254,7 @@ def make_surrogates(
     save_array(folder/"learning_rates.npy", rates)
     save_array(folder/"times.npy", grid.draw_times)
     for k in range(len(folds)): shutil.rmtree(folder/f"fold-{k}")
+    return dict(segments=segments)
 
 # %% ../../nbs/study/02_makers.ipynb #4cada6f5
 def make_influence(stage, artifacts, folder, context):
@@ -263,7 +270,8 @@ def make_influence(stage, artifacts, folder, context):
     save_array(folder/"influence.npy", influences(load_array(folder/"projections.npy"), s["influence"]["damping"]))
     save_array(folder/"times.npy", grid.draw_times)
     (folder/"projections.npy").unlink()
-    for leftover in trainer.checkpoints(): shutil.rmtree(leftover)
+    trainer.clear()
+    return dict(segments=trainer.segments)
 
 # %% ../../nbs/study/02_makers.ipynb #a9f1c12b
 class _Arrays:
@@ -312,7 +320,8 @@ def make_model(stage, artifacts, folder, context):
     if is_main(): save_json(folder/"model.json", diffusion_model(artifacts, stage.settings)[0])
     trainer = train_diffusion(artifacts, stage.settings, index, folder, context)
     trainer.export(folder/"model.safetensors")
-    return dict(device=str(trainer.device), n_train=len(index))
+    trainer.clear()
+    return dict(device=str(trainer.device), n_train=len(index), segments=trainer.segments)
 
 def load_model(
     artifact,  # of kind "model"
@@ -409,6 +418,28 @@ def make_metrics(stage, artifacts, folder, context):
     rows = {m: {k: _or_none(v) for k, v in i._asdict().items()} for m, i in found.items()}
     save_json(folder/"intervals.json", {m: dict(row, reason=found.reasons[m]) if m in found.reasons else row for m, row in rows.items()})
     return dict(notes=found.notes)
+
+# %% ../../nbs/study/02_makers.ipynb #e9b527f4
+def make_moments(stage, artifacts, folder, context):
+    "Mean and covariance of real features: mean.npy (d,), cov.npy (d, d)."
+    stats = feature_stats(artifacts["features"].array("features"), progress=context.progress)
+    save_array(folder/"mean.npy", stats.mean)
+    save_array(folder/"cov.npy", stats.cov)
+    return dict(n=stats.n, d=len(stats.mean))
+
+def make_measures(stage, artifacts, folder, context):
+    "All metrics, with the Fréchet distances to training and to held-out images by name: metrics.json, intervals.json."
+    s, X = stage.settings, artifacts["generated"].array("features", mmap=False)
+    found, further = artifacts["metrics"].json("metrics"), {}
+    intervals = artifacts["metrics"].json("intervals")
+    if s["reference"]: further[s["reference"]] = intervals["fd"]
+    if s["other"]:
+        m, rng = artifacts["moments"], np.random.RandomState(0)
+        draws = FrechetDraws(X, FeatureStats(m.array("mean", mmap=False), m.array("cov", mmap=False), m.meta["n"]))
+        value, *spread = (draws.distance(r) for r in [np.arange(len(X)), *(draw(len(X), rng, False) for _ in range(s["n_bootstrap"]))])
+        further[s["other"]] = interval(value, np.array(spread), 0.95)._asdict()
+    save_json(folder/"metrics.json", dict(found, **{name: i["value"] for name, i in further.items()}))
+    save_json(folder/"intervals.json", dict(intervals, **further))
 
 # %% ../../nbs/study/02_makers.ipynb #d3bedc33
 def make_memorization(stage, artifacts, folder, context):

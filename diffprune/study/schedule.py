@@ -22,15 +22,19 @@ def study_devices(
     device:str|None=None,  # "cpu", "cuda" (all visible GPUs), "cuda:1", "mps", or several: "cuda:0,cuda:2"; None: the GPUs, if any
 ) -> list:  # of device names
     "The devices that runs are dealt to. Raises `ValueError` for a name that PyTorch does not know, or a GPU that is not there."
-    names = (device or ("cuda" if torch.cuda.is_available() else "cpu")).split(",")
+    if device is not None and not isinstance(device, str): raise ValueError(f"device must be a name such as 'cpu', not {device!r}")
+    names = ("cuda" if torch.cuda.is_available() else "cpu") if device is None else device
+    names = [name.strip() for name in names.split(",")]
     if launched() > 1:  # by torchrun
         if names not in (["cpu"], ["cuda"]):
             raise ValueError(f"device {device!r}: each process of torchrun has a device of its own; choose cpu or cuda")
     elif names == ["cuda"] and torch.cuda.device_count() > 1: return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     for name in names:
         try: found = torch.device(name)
-        except RuntimeError:
-            raise ValueError(f"unknown device {name!r}; choose cpu, cuda, cuda:<number> or mps, several with commas") from None
+        except RuntimeError: found = None
+        if found is None or found.type not in ("cpu", "cuda", "mps"):
+            raise ValueError(f"unknown device {name!r}; choose cpu, cuda, cuda:<number> or mps, several with commas")
+        if found.type == "mps" and not torch.backends.mps.is_available(): raise ValueError(f"device {name!r}: this machine has none")
         if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
             raise ValueError(f"device {name!r}: there are {torch.cuda.device_count()} GPUs")
     return names
@@ -70,7 +74,7 @@ def thread_limits(
 
 # %% ../../nbs/study/06_schedule.ipynb #516fafc7
 def start_workers(
-    n:int,  # how many
+    n:int,  # processes to start
     devices:list,  # dealt to them in turn
     arguments,  # arguments(device) -> str, for `diffprune.worker`
     log,  # open file for what they print
