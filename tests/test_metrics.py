@@ -378,3 +378,26 @@ def test_any_number_of_images_gives_what_can_be_had(n, m):
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         M.measure(generated, real, generated[:, :4], n_draws=3)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("value", [0, np.nan, np.inf, -np.inf])
+def test_one_odd_generated_sample_costs_no_metric(value):
+    generated, real = spoiled("plain", 80, 90, 12)
+    spoilt = np.insert(generated, 17, value, axis=0)
+    found, without = M.measure(spoilt, real, spoilt[:, :4], n_draws=4), M.measure(generated, real, generated[:, :4], n_draws=4)
+    assert np.isfinite(list(found.values())).all() and not found.reasons and bool(found.notes) == (value != 0)
+    if value != 0: assert found == without and "NaN or infinity in row 17 of their features" in found.notes[0]
+
+
+def test_one_metric_that_fails_leaves_the_others(monkeypatch):
+    generated, real = spoiled("plain", 80, 90, 12)
+    whole = M.evaluate(generated, real)
+    def broken(*_, **__): raise np.linalg.LinAlgError("SVD did not converge")
+    for name, lost in (("FrechetDraws", {"fd", "fd_infinity"}), ("VendiDraws", {"vendi"}), ("kernel_distances", {"kid"}),
+                       ("ball_metrics", {"precision", "recall", "f_score", "density", "coverage"})):
+        with monkeypatch.context() as m:
+            m.setattr(M, name, broken)
+            found = M.evaluate(generated, real)
+        assert set(found.reasons) == lost and {found.reasons[x] for x in lost} == {"SVD did not converge"}
+        assert {x: v for x, v in found.items() if x not in lost} == {x: v for x, v in whole.items() if x not in lost}

@@ -146,9 +146,10 @@ def _usable(
     name:str,  # what to call them
 ) -> np.ndarray:  # (m, d)
     "Return the rows of `X` that are finite; warn of the others."
-    if not len(bad := bad_rows(np.asarray(X))): return X
+    X = check_features(X, name, 0, finite=False)
+    if not len(bad := bad_rows(X)): return X
     warnings.warn(f"{len(bad)} of {len(X)} {name} are left out: NaN or infinity in {name_rows(bad)}", stacklevel=3)
-    return np.delete(np.asarray(X), bad, 0)
+    return np.delete(X, bad, 0)
 
 def _without_leaked(
     heldout:np.ndarray,  # features of held-out images (n, d)
