@@ -16,7 +16,7 @@ import numpy as np
 from sklearn.utils import check_random_state
 
 from ..core.checks import attempt, bad_rows, check_feature_pair, check_features, name_rows
-from .bootstrap import Interval, check_bootstrap, draw, interval
+from .bootstrap import check_bootstrap, draw, interval
 from .coverage import ball_metrics, density_coverage, precision, recall
 from .fidelity import InceptionDraws, kernel_distances
 from .frechet import FeatureStats, FrechetDraws, feature_stats, warn_if_singular
