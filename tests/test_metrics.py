@@ -203,7 +203,8 @@ def test_orders_out_of_range(q):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_kernel_distance_equals_torch_fidelity(dtype):
     a, b = relu_features(200, 24, 0, 0.1, dtype), relu_features(260, 24, 1, dtype=dtype)
-    theirs = kid_features_to_metric(torch.from_numpy(a).double(), torch.from_numpy(b).double(), kid_subsets=5, kid_subset_size=100, verbose=False)
+    tensors = torch.from_numpy(a).double(), torch.from_numpy(b).double()
+    theirs = kid_features_to_metric(*tensors, kid_subsets=5, kid_subset_size=100, verbose=False)
     expected = theirs["kernel_inception_distance_mean"], theirs["kernel_inception_distance_std"]
     assert kernel_distance(a, b, 5, 100) == pytest.approx(expected, rel=1e-9)
 
@@ -358,7 +359,8 @@ def test_too_few_samples_for_some_metrics_leave_the_others():
         for m, i in found.items():
             if m in lost: assert np.isnan(i).all() and "needs at least" in found.reasons[m]
             elif m in no_interval: assert np.isfinite(i.value) and np.isnan(i.low) and "no interval" in found.reasons[m]
-            elif m not in change and m not in ("precision", "recall", "f_score", "density", "coverage"): assert i == pytest.approx(whole[m], nan_ok=True)
+            elif m not in change and m not in ("precision", "recall", "f_score", "density", "coverage"):
+                assert i == pytest.approx(whole[m], nan_ok=True)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -376,3 +378,26 @@ def test_any_number_of_images_gives_what_can_be_had(n, m):
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         M.measure(generated, real, generated[:, :4], n_draws=3)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("value", [0, np.nan, np.inf, -np.inf])
+def test_one_odd_generated_sample_costs_no_metric(value):
+    generated, real = spoiled("plain", 80, 90, 12)
+    spoilt = np.insert(generated, 17, value, axis=0)
+    found, without = M.measure(spoilt, real, spoilt[:, :4], n_draws=4), M.measure(generated, real, generated[:, :4], n_draws=4)
+    assert np.isfinite(list(found.values())).all() and not found.reasons and bool(found.notes) == (value != 0)
+    if value != 0: assert found == without and "NaN or infinity in row 17 of their features" in found.notes[0]
+
+
+def test_one_metric_that_fails_leaves_the_others(monkeypatch):
+    generated, real = spoiled("plain", 80, 90, 12)
+    whole = M.evaluate(generated, real)
+    def broken(*_, **__): raise np.linalg.LinAlgError("SVD did not converge")
+    for name, lost in (("FrechetDraws", {"fd", "fd_infinity"}), ("VendiDraws", {"vendi"}), ("kernel_distances", {"kid"}),
+                       ("ball_metrics", {"precision", "recall", "f_score", "density", "coverage"})):
+        with monkeypatch.context() as m:
+            m.setattr(M, name, broken)
+            found = M.evaluate(generated, real)
+        assert set(found.reasons) == lost and {found.reasons[x] for x in lost} == {"SVD did not converge"}
+        assert {x: v for x, v in found.items() if x not in lost} == {x: v for x, v in whole.items() if x not in lost}

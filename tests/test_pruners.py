@@ -124,6 +124,35 @@ def test_bad_input(name):
     with pytest.raises(ValueError): made(name).set_params(keep="best").fit(X)
 
 
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+@pytest.mark.parametrize("black", [1, 2, N])
+@pytest.mark.parametrize("name", [n for n in NAMES if parse_method(n).method.embedded])
+def test_black_images_are_pruned_like_others(name, black, metric):
+    "A row of zeros has no direction: it is like other rows of zeros and unlike all else, and stops nothing."
+    X, pruner = FEATURES.copy(), made(name)
+    X[-black:] = 0
+    if "metric" in pruner.get_params(): pruner.set_params(metric=metric)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for ratio in (0.25, 0.9): assert len(pruner.fit(X).select(ratio)) == n_kept(N, ratio)
+        if base(name) != "transport":
+            assert np.isfinite(pruner.score_samples(X)).all() and np.isfinite(pruner.fit(FEATURES).score_samples(X)).all()
+
+
+def test_of_two_black_images_semdedup_prunes_one_first():
+    X = FEATURES.copy()
+    X[[3, 70]] = 0
+    scores = made("semdedup_lite0").fit(X).scores_
+    assert sorted(np.isclose(scores[[3, 70]], -1)) == [False, True]
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if parse_method(n).method.needs in ("features", "clusters")])
+def test_rows_that_are_not_finite_are_named(name):
+    X = FEATURES.copy()
+    X[[5, 40]] = np.nan
+    with pytest.raises(ValueError, match="NaN or infinity in rows 5 and 40"): made(name).fit(X)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_duplicates_only(name):
     X = np.ones_like(given_to(name))

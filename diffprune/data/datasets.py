@@ -81,13 +81,11 @@ class DataConfig:
         return self._looked[name]
 
     def say(self,
-        notes,  # lines
+        notes,  # lines of text
     ):
         "Print lines by logging, each once for this configuration."
         said = self.once("said", set)
-        for note in notes:
-            if note not in said: log.warning("%s: %s", self.name, note)
-            said.add(note)
+        for note in [n for n in notes if n not in said and not said.add(n)]: log.warning("%s: %s", self.name, note)
 
     def with_validation(self) -> "DataConfig":
         "The same data with a validation part, as a study needs: their own, or else a tenth that is held out."

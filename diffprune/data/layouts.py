@@ -325,6 +325,7 @@ def why_ignored(
     if path.lower().endswith(UNREADABLE_FORMATS): return "a format that cannot be opened here"
     return "an archive, which is not opened" if path.lower().endswith(_ARCHIVES) else "no image"
 
+# %% ../../nbs/data/06_layouts.ipynb #d0eae2f8
 def _is_list(path):
     "Whether a table is a list that `diffprune prune` wrote."
     try:

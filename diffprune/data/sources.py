@@ -244,6 +244,7 @@ def _contents_of(config, root, files):
     hashes = file_hashes(Path(root)/"*", entries, config.store, any_file=True, progress=_hashing(root)) if entries else []
     return dict(zip(dict.fromkeys(files), hashes))
 
+# %% ../../nbs/data/10_sources.ipynb #31701360
 def _shard_identity(config, root, kind):
     (named, hashes, _), beside = _look_at_shards(config, root, kind), _beside_tables(config, root, kind)
     paths = {s: [e.path for e in entries] for s, entries in named.items()}

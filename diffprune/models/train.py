@@ -21,13 +21,13 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from ..core.parallel import ONE_PROCESS, agree
-from ..core.store import canonical, digest, file_digest, load_json, save_json, temporary_path
+from ..core.store import canonical, digest, file_digest, load_json, save_json, save_tensors
 from .dit import label_drop_mask
 from .flow import flow_matching_loss
 
@@ -224,6 +224,7 @@ def _setup(self:Trainer, model):
     if cfg.ema_decay is not None:
         self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema_decay))  # buffers are copied
         self.ema.requires_grad_(False)
+        self._pairs = list(self.ema.module.parameters()), [p.detach() for p in model.parameters()]
     params = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(params, lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay,
                                   fused=self.device.type in ("cpu", "cuda"))
@@ -231,6 +232,15 @@ def _setup(self:Trainer, model):
     self.wrapped, self.optimizer = self.accelerator.prepare(model, optimizer)
     self._sums, self._n_sums = {}, 0
     self._bad = torch.zeros((), dtype=torch.bool, device=self.device)
+
+@patch
+@torch.no_grad()
+def _average(self:Trainer):
+    "Move the average towards the weights; the first one is the weights themselves."
+    if self.step == 0: torch._foreach_copy_(*self._pairs)
+    else: torch._foreach_lerp_(*self._pairs, 1 - self.cfg.ema_decay)
+    for own, new in zip(self.ema.module.buffers(), self.model.buffers()): own.copy_(new)
+    self.ema.n_averaged += 1
 
 # %% ../../nbs/models/03_train.ipynb #cell-25
 @patch
@@ -278,7 +288,7 @@ def train_step(self:Trainer):
     if cfg.precision != "fp16": self._bad |= ~torch.isfinite(norm)  # with fp16 the scaler skips such steps
     self.optimizer.step()
     self.optimizer.zero_grad(set_to_none=True)
-    if self.ema is not None: self.ema.update_parameters(self.model)
+    if self.ema is not None: self._average()
     self.step += 1
     self._record(dict(loss=loss.detach(), grad_norm=norm, **logs))
 
@@ -424,10 +434,10 @@ def _begin_segment(self:Trainer):
 # %% ../../nbs/models/03_train.ipynb #cell-33
 @patch
 def _write(self:Trainer, folder, sums):
-    save_file(_tensors(self.model.state_dict()), folder/"model.safetensors")
-    if self.ema is not None: save_file(_tensors(self.ema.state_dict()), folder/"ema.safetensors")
+    save_tensors(folder/"model.safetensors", _tensors(self.model.state_dict()))
+    if self.ema is not None: save_tensors(folder/"ema.safetensors", _tensors(self.ema.state_dict()))
     state = self.optimizer.state_dict()["state"]
-    save_file(_tensors({f"{i}.{k}": v for i, s in state.items() for k, v in s.items()}), folder/"optimizer.safetensors")
+    save_tensors(folder/"optimizer.safetensors", _tensors({f"{i}.{k}": v for i, s in state.items() for k, v in s.items()}))
     scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
     save_json(folder/"state.json", dict(step=self.step, log=self.log, n_sums=self._n_sums, scaler=scaler,
         sums=sums, config=asdict(self.cfg), begun=self.begun, segments=self.segments))
@@ -497,7 +507,7 @@ def export(self:Trainer,
     "Write the weights to be used: the averages if there are any. At the end of the training, its checkpoints are deleted."
     path = Path(path)
     if self.accelerator.is_main_process:
-        with temporary_path(path) as tmp: save_file(_tensors(self.averaged.state_dict()), tmp)
+        save_tensors(path, _tensors(self.averaged.state_dict()))
         if self.workdir and self.step >= self.cfg.steps:
             save_json(self.workdir/"finished.json", dict(step=self.step, begun=self.begun, segments=self.segments, log=self.log,
                 weights=os.path.relpath(path, self.workdir), checksum=file_digest(path)))

@@ -366,16 +366,19 @@ def better_than_random(
     metric:str="fd",  # lower is better
     level:float=0.95,  # that all intervals hold at once
 ) -> pd.DataFrame:  # one row per method
-    "Each method against random pruning, at equal training steps and at equal total cost. Raises `ValueError` for runs without a rival."
+    """Each method against random pruning, at equal training steps and at equal total cost; "capped at" says where random pruning could have
+    trained for longer at that cost. Raises `ValueError` for runs without a rival."""
     wide, pairs, ratios = _rivals(table, costs, longer, metric)
     found, fit = compare(wide, list(pairs.values()), level), fit_seeds(wide)
     seen = {n: smallest_effect(n, fit.sd, len(pairs), level=level, df=fit.df) for n in set(found.n)}
     rows = [dict(method=c.method, seconds=c.seconds, random_steps=c.random_steps) for c in costs.itertuples()]
+    capped = dict(zip(costs.method, costs["cut"])) if "cut" in costs else {}
     for row in rows:
         for name in ("equal steps", "equal cost"):
             f = found.loc[pairs[row["method"], name]]
             e = Effect(f["mean"], f.low, f.high, int(f.n))
             row |= {name: _interval_text(e, True), f"verdict at {name}": _compare(e, seen[e.n]), f"_{name}": e, "_ratios": ratios}
+        if capped.get(row["method"]): row["equal cost"] += f" (capped at {row['random_steps']} steps)"
         row["could_see"] = _number(max(seen[row[f"_{n}"].n] for n in ("equal steps", "equal cost")), True)
     return pd.DataFrame(rows)
 
@@ -402,8 +405,10 @@ def forest(
     ax.set(xlim=(1/reach, reach), yticks=range(len(comparison)), ylim=(len(comparison) - 0.4, -0.6))
     ax.set_xticks(ticks, [f"×{f:.2g}" for f in ticks], minor=False)
     ax.minorticks_off()
-    ax.set_yticklabels([method_label(m) for m in comparison.method], fontsize=7)
+    capped = comparison["equal cost"].str.contains("capped")
+    ax.set_yticklabels([method_label(m) + " ‡"*bool(c) for m, c in zip(comparison.method, capped)], fontsize=7)
     label = "FD / FD of random pruning (left is better), simultaneous 95 % intervals\n● equal training steps    □ equal total cost"
+    if capped.any(): label += "\n‡ random pruning could have trained for longer at equal cost: its steps are capped"
     ax.set_xlabel(label, fontsize=8)
     ax.tick_params(axis="x", labelsize=7)
     ax.spines[["top", "right"]].set_visible(False)
