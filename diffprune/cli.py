@@ -7,12 +7,13 @@ __all__ = ['app', 'store_app', 'prune', 'methods', 'datasets', 'study', 'plan', 
            'store_gc']
 
 # %% ../nbs/cli.ipynb #cell-2
-import glob
+import os
 import sys
 import tempfile
 import warnings
 from collections import Counter
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import typer
@@ -87,7 +88,11 @@ def _check_place(folder, output):
     "Raise `OSError` unless `folder` is there and `output` can be written."
     if not folder.is_dir(): raise FileNotFoundError(f"there is no folder {folder}")
     if output.is_dir(): raise IsADirectoryError(f"{output} is a folder; name the CSV file to write")
-    above = next(p for p in output.absolute().parents if p.exists())
+    from diffprune.core.store import is_stream
+    if is_stream(output):
+        if not os.access(output, os.W_OK): raise PermissionError(f"{output} cannot be written")
+        return
+    above = next(p for p in Path(os.path.realpath(output)).parents if p.exists())
     try: tempfile.TemporaryFile(dir=above).close()
     except OSError as e: raise OSError(f"{output} cannot be written: {above}: {e.strerror}") from None
 
@@ -133,15 +138,21 @@ def prune(
         n_kept(1, pruning_ratio)
         pruner, backbone = _folder_pruner(method, clusters, seed)
         _check_place(folder, output)
+        say = partial(typer.echo, err=_is_stdout(output))
         _check_options(splits, labels, weights, method, backbone)
         device = _one_device(device)
         options = dict(image_size=image_size, splits=splits, labels=labels, stale=check_stale(stale))
-        chosen, data = _choose(folder, options, pruner, backbone, pruning_ratio, weights, device)
+        chosen, data = _choose(folder, options, pruner, backbone, pruning_ratio, weights, device, say)
         _write_choice(chosen, data, output)
-    typer.echo(f"kept {len(chosen)} of {len(data)} images; the list is in {output}")
+    say(f"kept {len(chosen)} of {len(data)} images; the list is in {output}")
 
 # %% ../nbs/cli.ipynb #cell-16
-def _choose(folder, options, pruner, backbone, pruning_ratio, weights, device):
+def _is_stdout(output):
+    "Whether the list goes to the standard output, which then has nothing else on it."
+    try: return os.path.samestat(os.stat(output), os.fstat(1))
+    except OSError: return False
+
+def _choose(folder, options, pruner, backbone, pruning_ratio, weights, device, say):
     "The selection, and the data set it was made from; says what was read and which part of it is pruned."
     from diffprune.data.datasets import load_dataset
     if backbone:
@@ -149,10 +160,10 @@ def _choose(folder, options, pruner, backbone, pruning_ratio, weights, device):
         network = load_backbone(backbone, weights, device)
     data = load_dataset(folder.resolve(), **options)
     report = data.report()
-    typer.echo(report)
+    say(report)
     others = [name for name in report.splits if name != "train"]
     part = f"the part for training, not {' and '.join(others)}" if others else "everything"
-    typer.echo(f"pruning {part}: {len(data)} images")
+    say(f"pruning {part}: {len(data)} images")
     X = embed_images(network, data) if backbone else data.ids
     return pruner.fit(X, ids=data.ids).select(pruning_ratio), data
 
@@ -273,7 +284,7 @@ def store_list(kind:str | None = typer.Argument(None, help="Only this kind.")):
     from diffprune.core.stages import Freshness
     from diffprune.core.store import Store
     store, fresh = Store(), Freshness("use", devices=())
-    found = store.artifacts(kind if kind is None else glob.escape(kind))
+    with _in_one_line(): found = store.artifacts(kind or None)
     if kind == "" or kind is not None and not found:
         known = sorted({a.kind for a in store.artifacts()})
         _stop(f"there are no artifacts of kind {kind!r} in the store; it has {', '.join(known) or 'none at all'}", 1)
@@ -286,7 +297,8 @@ def store_list(kind:str | None = typer.Argument(None, help="Only this kind.")):
 def store_studies():
     "List the studies that were computed in the store: name, artifacts, arguments."
     from diffprune.core.store import Store
-    for name, found in Store().studies().items(): typer.echo(f"{name}: {len(found['artifacts'])} artifacts, {found['arguments']}")
+    with _in_one_line(): known = Store().studies()
+    for name, found in known.items(): typer.echo(f"{name}: {len(found['artifacts'])} artifacts, {found['arguments']}")
 
 @store_app.command("verify")
 def store_verify():
@@ -294,7 +306,8 @@ def store_verify():
     from diffprune.core.stages import Freshness
     from diffprune.core.store import Store
     store, fresh = Store(), Freshness("use", devices=())
-    problems, stale = store.verify(), Counter(next(iter(why)) for a in store.artifacts() if (why := fresh.reasons(a.meta)))
+    with _in_one_line():
+        problems, stale = store.verify(), Counter(next(iter(why)) for a in store.artifacts() if (why := fresh.reasons(a.meta)))
     for path, problem in problems.items(): typer.echo(f"{path}: {problem}")
     typer.echo(f"{len(problems)} damaged artifacts")
     counts = ", ".join(f"{n} by {why}" for why, n in stale.items())

@@ -9,7 +9,7 @@ import pytest
 from figure_runs import LONGEST, NOTEBOOKS, run_alone
 from notebooks import ROOT, papermill, parameters_cell, run_head, run_here
 
-COMMON = {"dataset", "preset", "seeds", "metrics_backbone", "root", "device", "workers", "overrides", "force"}
+COMMON = {"dataset", "preset", "seeds", "metrics_backbone", "root", "device", "workers", "overrides", "force", "stale"}
 
 
 def code_cells(name):

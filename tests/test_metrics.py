@@ -203,7 +203,8 @@ def test_orders_out_of_range(q):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_kernel_distance_equals_torch_fidelity(dtype):
     a, b = relu_features(200, 24, 0, 0.1, dtype), relu_features(260, 24, 1, dtype=dtype)
-    theirs = kid_features_to_metric(torch.from_numpy(a).double(), torch.from_numpy(b).double(), kid_subsets=5, kid_subset_size=100, verbose=False)
+    tensors = torch.from_numpy(a).double(), torch.from_numpy(b).double()
+    theirs = kid_features_to_metric(*tensors, kid_subsets=5, kid_subset_size=100, verbose=False)
     expected = theirs["kernel_inception_distance_mean"], theirs["kernel_inception_distance_std"]
     assert kernel_distance(a, b, 5, 100) == pytest.approx(expected, rel=1e-9)
 
@@ -358,7 +359,8 @@ def test_too_few_samples_for_some_metrics_leave_the_others():
         for m, i in found.items():
             if m in lost: assert np.isnan(i).all() and "needs at least" in found.reasons[m]
             elif m in no_interval: assert np.isfinite(i.value) and np.isnan(i.low) and "no interval" in found.reasons[m]
-            elif m not in change and m not in ("precision", "recall", "f_score", "density", "coverage"): assert i == pytest.approx(whole[m], nan_ok=True)
+            elif m not in change and m not in ("precision", "recall", "f_score", "density", "coverage"):
+                assert i == pytest.approx(whole[m], nan_ok=True)
 
 
 @pytest.mark.filterwarnings("ignore")

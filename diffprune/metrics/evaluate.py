@@ -16,15 +16,15 @@ import numpy as np
 from sklearn.utils import check_random_state
 
 from ..core.checks import attempt, bad_rows, check_feature_pair, check_features, name_rows
-from .bootstrap import Interval, check_bootstrap, draw, interval
+from .bootstrap import check_bootstrap, draw, interval
 from .coverage import ball_metrics, density_coverage, precision, recall
 from .fidelity import InceptionDraws, kernel_distances
 from .frechet import FeatureStats, FrechetDraws, feature_stats, warn_if_singular
 from .vendi import VendiDraws
 
 # %% ../../nbs/metrics/06_evaluate.ipynb #cell-3
-from .bootstrap import bootstrap  # noqa: F401 -- these imports are for users of this module, by `_all_`
-from .coverage import ball_radii, density_coverage, precision_recall  # noqa: F401
+from .bootstrap import Interval, bootstrap  # noqa: F401 -- these imports are for users of this module, by `_all_`
+from .coverage import ball_radii, precision_recall  # noqa: F401
 from .fidelity import inception_score, kernel_distance  # noqa: F401
 from .frechet import fd_infinity, frechet_distance  # noqa: F401
 from .vendi import vendi_score  # noqa: F401
@@ -168,7 +168,8 @@ def _prepared(generated, real, logits, real_radii, k, k_density):
     "Checked and usable features, radii and logits, and notes on what was left out; raise `ValueError` for wrong options."
     if min(k, k_density) < 1: raise ValueError(f"k must lie in [1, {len(real) - 1}], the points there are, got {min(k, k_density)}")
     for r in (real_radii or {}).values():
-        if np.shape(r) != (len(real),): raise ValueError(f"real_radii must have shape ({len(real)},), one for each real sample, got {np.shape(r)}")
+        if np.shape(r) != (len(real),):
+            raise ValueError(f"real_radii must have shape ({len(real)},), one for each real sample, got {np.shape(r)}")
     if logits is not None and len(logits) != len(generated):
         raise ValueError(f"logits must belong to the {len(generated)} generated features, got {len(logits)}")
     notes, X = [], check_features(generated, "generated features", 0, finite=False)
@@ -197,7 +198,8 @@ def evaluate(
     generated, real, logits, notes = _prepared(generated, real, logits, real_radii, k, k_density)
     (n, d), m = generated.shape, len(real)
     if kd_subset_size < 2 or kd_subsets < 1 or fd_points < 2:
-        raise ValueError(f"kd_subset_size and fd_points must be 2 or more, kd_subsets positive, got {kd_subset_size}, {fd_points}, {kd_subsets}")
+        raise ValueError("kd_subset_size and fd_points must be 2 or more, kd_subsets positive, "
+                         f"got {kd_subset_size}, {fd_points}, {kd_subsets}")
     whole = _Draw(np.arange(n), kd_subsets, min(kd_subset_size, n, m), fd_points, unmeasurable(n, m, d, k, k_density))
     found, reasons = _metrics_of_draws(generated, real, [whole], logits, real_stats, random_state, k=k, k_density=k_density,
                                        real_radii=real_radii, **search)

@@ -50,7 +50,7 @@ def replication_threshold(
     alpha:float,  # allowed share of false alarms in (0, 1), at least 1 / n
 ) -> float:
     "Return the largest held-out distance with at most a share `alpha` of them strictly below it; raise `ValueError` if n is too small."
-    n = len(heldout_distances)
+    heldout_distances, n = np.asarray(heldout_distances, np.float64), len(heldout_distances)
     if not 1 / n <= alpha < 1:
         raise ValueError(f"alpha must lie in [1 / n, 1) = [{1 / n:.2g}, 1) for n = {n} held-out samples, got {alpha}")
     return float(np.sort(heldout_distances)[int(np.floor(alpha * n + 1e-9))])
@@ -77,6 +77,7 @@ def replicated_share(
     random_state=None,  # seed of the halves that measure the rate
 ) -> Replication:
     "Return the share of replicated samples with its threshold and false-positive rate; raise `ValueError` if n < 2 / alpha."
+    generated_distances, heldout_distances = (np.asarray(d, np.float64) for d in (generated_distances, heldout_distances))
     n, threshold = len(heldout_distances), replication_threshold(heldout_distances, alpha)
     order = check_random_state(random_state).permutation(n)
     halves = heldout_distances[order[:n // 2]], heldout_distances[order[n // 2:]]

@@ -21,6 +21,7 @@ def hill_number(
     "Return the effective number of `p`, the exponential of its Rényi entropy; raise `ValueError` for a negative order."
     if not q >= 0:
         raise ValueError(f"q must lie in [0, inf], got {q}")
+    p = np.asarray(p, np.float64)
     p = p[p > len(p) * np.finfo(np.float64).eps * p.max()]
     if q == 1:
         return float(np.exp(-np.sum(p * np.log(p))))

@@ -21,13 +21,13 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from ..core.parallel import ONE_PROCESS, agree
-from ..core.store import canonical, digest, file_digest, load_json, save_json, temporary_path
+from ..core.store import canonical, digest, file_digest, load_json, save_json, save_tensors
 from .dit import label_drop_mask
 from .flow import flow_matching_loss
 
@@ -434,10 +434,10 @@ def _begin_segment(self:Trainer):
 # %% ../../nbs/models/03_train.ipynb #cell-33
 @patch
 def _write(self:Trainer, folder, sums):
-    save_file(_tensors(self.model.state_dict()), folder/"model.safetensors")
-    if self.ema is not None: save_file(_tensors(self.ema.state_dict()), folder/"ema.safetensors")
+    save_tensors(folder/"model.safetensors", _tensors(self.model.state_dict()))
+    if self.ema is not None: save_tensors(folder/"ema.safetensors", _tensors(self.ema.state_dict()))
     state = self.optimizer.state_dict()["state"]
-    save_file(_tensors({f"{i}.{k}": v for i, s in state.items() for k, v in s.items()}), folder/"optimizer.safetensors")
+    save_tensors(folder/"optimizer.safetensors", _tensors({f"{i}.{k}": v for i, s in state.items() for k, v in s.items()}))
     scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
     save_json(folder/"state.json", dict(step=self.step, log=self.log, n_sums=self._n_sums, scaler=scaler,
         sums=sums, config=asdict(self.cfg), begun=self.begun, segments=self.segments))
@@ -507,7 +507,7 @@ def export(self:Trainer,
     "Write the weights to be used: the averages if there are any. At the end of the training, its checkpoints are deleted."
     path = Path(path)
     if self.accelerator.is_main_process:
-        with temporary_path(path) as tmp: save_file(_tensors(self.averaged.state_dict()), tmp)
+        save_tensors(path, _tensors(self.averaged.state_dict()))
         if self.workdir and self.step >= self.cfg.steps:
             save_json(self.workdir/"finished.json", dict(step=self.step, begun=self.begun, segments=self.segments, log=self.log,
                 weights=os.path.relpath(path, self.workdir), checksum=file_digest(path)))

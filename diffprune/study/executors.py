@@ -20,6 +20,7 @@ from submitit.helpers import Checkpointable
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
+from .schedule import system_error
 from .study import Study, study_of_worker
 
 # %% ../../nbs/study/08_executors.ipynb #cell-3
@@ -120,6 +121,7 @@ def wait(self:Submission,
                 break
             if over: break
             time.sleep(every)
+    if bad and (known := system_error(self.log(bad[0]))): raise known
     if bad: raise RuntimeError(f"{len(bad)} of {len(self.parts)} jobs did not finish; logs are in {self.folder}. "
                                f"Job {bad[0].job_id} said:\n{self.log(bad[0])[-3000:]}")
     return self

@@ -34,15 +34,15 @@ from ..data.images import ImageDataset
 from ..features.cluster import Clusters
 from ..features.embed import load_backbone, parse_backbone
 from ..metrics.comparisons import fit_seeds, log_margin, seeds_needed, smallest_effect, variance_components
-from ..metrics.evaluate import metric_name
-from ..pruning.registry import parse_method
+from ..metrics.evaluate import metric_name, unmeasurable
+from ..pruning.registry import make_pruner, parse_method
 from ..pruning.select import n_kept
 from .costs import Machine, count_images, estimate_costs
 from .departures import make_pipeline
 from .makers import fitted_pruner
 from .presets import load_preset
 from .runs import Run, as_list, grid
-from .schedule import default_workers, running, start_workers, study_devices, watch_workers
+from .schedule import default_workers, running, start_workers, study_devices, system_error, watch_workers
 
 # %% ../../nbs/study/07_study.ipynb #bc3c5490
 RATIOS = (0.25, 0.5, 0.75, 0.9)  # of the paper
@@ -127,6 +127,19 @@ def planned(self:Study) -> tuple:  # stages, whether the data are here
     elsewhere.pipeline = replace(self.pipeline, config=replace(config, _seen=absent))
     return list(elsewhere.stages().values()), False
 
+# %% ../../nbs/study/07_study.ipynb #7c3e90d1
+@patch(as_prop=True)
+def freshness(self:Study) -> Freshness:
+    "What the study does with stale results."
+    return self.pipeline.freshness(tuple(self.devices))
+
+@patch
+def _recorded(self:Study, stage):
+    "What is recorded of a stage's artifact; empty if it is not in the store."
+    path = self.store.root/stage.key(self.store).name/"artifact.json"
+    try: return load_json(path)
+    except FileNotFoundError: return {}
+
 # %% ../../nbs/study/07_study.ipynb #b29e3aa7
 @patch
 def plan(self:Study,
@@ -166,11 +179,6 @@ def plan_summary(
     return pd.concat([found, last]).astype(dict(stages=int, in_store=int, stale=int, unknown=int))
 
 # %% ../../nbs/study/07_study.ipynb #2d5bb0a3
-@patch(as_prop=True)
-def freshness(self:Study) -> Freshness:
-    "What the study does with stale results."
-    return self.pipeline.freshness(tuple(self.devices))
-
 @patch
 def _there(self:Study, stage): return self.freshness.accepts(self.store.find(stage.key(self.store)), stage.makes)
 
@@ -193,13 +201,6 @@ def _known(self:Study) -> list:
     return [*((meta, s.makes) for s in stages.values() if (meta := self._recorded(s))), *found]
 
 @patch
-def _recorded(self:Study, stage):
-    "What is recorded of a stage's artifact; empty if it is not in the store."
-    path = self.store.root/stage.key(self.store).name/"artifact.json"
-    try: return load_json(path)
-    except FileNotFoundError: return {}
-
-@patch
 def context(self:Study,
     progress:bool=True,  # show progress bars
     force=(),  # scopes of stages to compute again
@@ -220,6 +221,32 @@ def missing(self:Study) -> list:  # of Run
     "Runs whose metrics are not in the store."
     absent = lambda run: not self._there(self.measured(run))
     return [self.runs[i] for i in agree(lambda: [i for i, run in enumerate(self.runs) if absent(run)])]
+
+# %% ../../nbs/study/07_study.ipynb #de9f0002
+@patch
+def limits(self:Study) -> list:  # of str
+    """What cannot be measured with so few images, a line each; nothing where the numbers are not known yet.
+    Raises `ValueError` for a method or ratio that cannot be had of so few."""
+    p, counts = self.pipeline.preset, count_images(self.pipeline.config, self.store)
+    n_train, n_val = counts.train, counts.val
+    if n_train is None or n_val is None: return []
+    for run in (r for r in self.runs if r.pruned): self._check_run(run, n_train)
+    n_real = n_train if p.reference == "train" else n_val
+    few = unmeasurable(p.sample.n_samples, n_real, None, p.k_neighbours, p.k_density)
+    said = {}
+    for metric, reason in few.items(): said.setdefault(reason, []).append(metric_name(metric, self.pipeline.metrics_backbone))
+    return [f"{', '.join(names)} cannot be measured: {reason}" for reason, names in said.items()]
+
+@patch
+def _check_run(self:Study, run, n_train):
+    chosen, k = parse_method(run.method), self.pipeline.preset.n_clusters
+    clustered = chosen.method.needs == "clusters" or "n_clusters" in make_pruner(run.method).get_params()
+    least = 16 if k == "knee" else k
+    if clustered and n_train < least:
+        raise ValueError(f"{run.method} needs at least {least} training images for n_clusters={k!r}, there are {n_train}: "
+                         "override n_clusters, or leave the method out")
+    if n_kept(n_train, run.pruning_ratio, chosen.keep) == 0:
+        raise ValueError(f"{run.method} at pruning_ratio={run.pruning_ratio} keeps none of {n_train} training images: leave the ratio out")
 
 # %% ../../nbs/study/07_study.ipynb #f102af07
 @patch
@@ -303,7 +330,9 @@ def _run_workers(self:Study, n, progress):
         for line in [line for line in log if line.endswith("starts anew\n")]: print(line, end="")
         log.seek(0)
         if failed or self.missing():
-            raise RuntimeError(f"{len(self.missing())} runs could not be computed; what the workers said:\n{log.read()[-4000:]}")
+            said = log.read()
+            if (known := system_error(said)): raise known
+            raise RuntimeError(f"{len(self.missing())} runs could not be computed; what the workers said:\n{said[-4000:]}")
 
 # %% ../../nbs/study/07_study.ipynb #late-1
 @lru_cache(maxsize=64)
@@ -358,6 +387,8 @@ def run(self:Study,
     "Compute what is missing. Raises `RuntimeError` with a worker's traceback if a run fails; what was finished stays."
     progress = start(self.device).rank == 0 and progress
     agree(lambda: self.check(force=force))
+    for line in agree(self.limits):
+        if progress: print(line)
     agree(self.record)
     if not force: self.warn_stale()
     if not force and not self.missing() and agree(lambda: self._there(self.pipeline.floor())): return self
@@ -416,11 +447,12 @@ def results(self:Study,
         same = dict(self._labels_of(r), n_train=self._n_train(r) if r else pd.NA, backbone=backbone)
         made = dict(n_generated=artifact.json("metrics")["n_generated"], artifact=artifact.hash, commit=artifact.meta["commit"])
         made |= self.recorded(stage, provenance)
-        rows += [dict(same, metric=m, name=metric_name(m, backbone), **{k: i[k] for k in ("value", "low", "high")}, **made)
-                 for m, i in artifact.json("intervals").items()]
+        rows += [dict(same, metric=m, name=metric_name(m, backbone), **{k: i[k] for k in ("value", "low", "high")},
+                      reason=i.get("reason", ""), **made) for m, i in artifact.json("intervals").items()]
     columns = ["dataset", "preset", "method", "pruning_ratio", "seed", "n_train", "metric", "backbone", "name", "value", "low", "high",
-               "n_generated", "artifact", "commit"]
-    return pd.DataFrame(rows)[[*columns, *provenance]].astype(dict(seed="Int64", n_train="Int64"))
+               "reason", "n_generated", "artifact", "commit"]
+    numbers = dict.fromkeys(("value", "low", "high"), float)
+    return pd.DataFrame(rows)[[*columns, *provenance]].astype(dict(seed="Int64", n_train="Int64") | numbers)
 
 @patch
 def _labels_of(self:Study, run):
@@ -443,10 +475,11 @@ def memorization(self:Study,
     for r in tqdm(self.runs, desc="memorization", disable=not progress):
         artifact, n_train = materialise(self.pipeline.memorization(r), context), self._n_train(r)
         same, backbone = self._labels_of(r), self.pipeline.memorization_backbone
-        rows += [dict(same, against=against, n_train=n_train, backbone=backbone, measure=m, value=v, artifact=artifact.hash)
-                 for against, found in artifact.json("memorization").items() for m, v in found.items() if m != "n_train"]
+        rows += [dict(same, against=against, n_train=n_train, backbone=backbone, measure=m, value=v,
+                      reason=found.get("reasons", {}).get(m, ""), artifact=artifact.hash)
+                 for against, found in artifact.json("memorization").items() for m, v in found.items() if m not in ("n_train", "reasons")]
     agree(lambda: self.record(list(dict.fromkeys(row["artifact"] for row in rows))))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).astype(dict(value=float))
 
 # %% ../../nbs/study/07_study.ipynb #d75295a6
 def _noise_of(
@@ -499,9 +532,9 @@ def power(self:Study,
     target:float=0.8,  # probability to decide
     most:int=1000,  # seeds
 ) -> pd.DataFrame:  # one row per effect: seeds needed for the mean over the ratios, and for the noisiest ratio; NA is more than `most`
-    "Seeds that it takes to decide about a method, at equal steps and at equal cost. Raises `ValueError` without a pilot."
+    "Seeds that it takes to tell a method from random pruning at equal steps. Raises `ValueError` without a pilot."
     (mean, worst), origin = self._pilot(pilot, metric)
-    k = 2*max(1, len(set(self.arguments["methods"]) - {"random"}))
+    k = max(1, len(set(self.arguments["methods"]) - {"random"}))
     need = {name: [seeds_needed(float(log_margin(e)), sd, k, target, most=most) for e in effects]
             for name, sd in (("mean_over_ratios", mean), ("noisiest_ratio", worst))}
     found = pd.DataFrame(need, index=pd.Index(effects, name="effect"), dtype="Int64")
@@ -516,7 +549,7 @@ def detectable(self:Study,
 ) -> pd.Series:  # shares: 0.3 is +30 %; infinite for one seed
     "The smallest difference to random pruning that the seeds of this study can decide about. Raises `ValueError` without a pilot."
     (mean, worst), _ = self._pilot(pilot, metric)
-    n, k = len(set(self.arguments["seeds"])), 2*max(1, len(set(self.arguments["methods"]) - {"random"}))
+    n, k = len(set(self.arguments["seeds"])), max(1, len(set(self.arguments["methods"]) - {"random"}))
     sees = lambda sd: float(np.expm1(smallest_effect(n, sd, k, target)))
     return pd.Series(dict(mean_over_ratios=sees(mean), noisiest_ratio=sees(worst)))
 
