@@ -3,9 +3,10 @@
     git worktree add /some/where COMMIT
     python benchmarks/train/run.py --against /some/where
 
-One child process per tree trains the presets' models on latents of the presets' shapes; blocks of steps alternate between the trees, so that
-whatever else the machine does meets both. The ratio of each pair of blocks is taken, and the median of the ratios is reported with its
-quartiles. Times are CPU seconds of the training thread, which a busy machine does not stretch as it does wall time; all pools have one thread.
+One child process per tree trains the presets' models on latents of the presets' shapes; blocks of steps alternate between
+the trees, so that whatever else the machine does meets both. The ratio of each pair of blocks is taken, and the median of the
+ratios is reported with its quartiles. Times are CPU seconds of the training thread, which a busy machine does not stretch as
+it does wall time; all pools have one thread.
 Results go to `results/step-<device>.json`.
 """
 import argparse
@@ -56,7 +57,8 @@ def block(child, *request):
 
 
 def commit(tree):
-    return subprocess.run(["git", "describe", "--always", "--dirty=+changes", "--abbrev=12"], cwd=tree, capture_output=True, text=True).stdout.strip()
+    command = ["git", "describe", "--always", "--dirty=+changes", "--abbrev=12"]
+    return subprocess.run(command, cwd=tree, capture_output=True, text=True).stdout.strip()
 
 
 if __name__ == "__main__":
@@ -70,9 +72,10 @@ if __name__ == "__main__":
     for name, shape in PRESETS.items():
         for child in children.values(): block(child, name, *shape, 1)
         times = np.array([[block(children[k], name, *shape, args.steps) for k in trees] for _ in range(args.blocks)])[:, :, 0]
-        low, ratio, high = np.quantile(times[:, 1]/times[:, 0], (0.25, 0.5, 0.75))
-        before, now = 1e3*np.median(times, 0)
-        rows.append(dict(preset=name, before_ms=round(before, 2), now_ms=round(now, 2), ratio=round(ratio, 3), quartiles=[round(low, 3), round(high, 3)]))
+        low, ratio, high = np.quantile(times[:, 1]/times[:, 0], (0.25, 0.5, 0.75)).tolist()
+        before, now = (1e3*np.median(times, 0)).tolist()
+        ratios = dict(ratio=round(ratio, 3), quartiles=[round(low, 3), round(high, 3)])
+        rows.append(dict(preset=name, before_ms=round(before, 2), now_ms=round(now, 2), **ratios))
         print(rows[-1], flush=True)
     for child in children.values(): child.stdin.close(); child.wait()
     import torch

@@ -43,7 +43,9 @@ def compiled_step(model):
     b1, b2 = CFG.betas
 
     def step(params, first, second, average, batch, draws, rates):
-        def loss(ps): return diffusion_loss(lambda *a, **k: functional_call(model, {**dict(zip(named, ps)), **rest}, a, k), batch, Given(draws))[0]
+        def loss(ps):
+            call = lambda *a, **k: functional_call(model, {**dict(zip(named, ps)), **rest}, a, k)
+            return diffusion_loss(call, batch, Given(draws))[0]
         grads, value = grad_and_value(loss)(params)
         norm = torch.stack([g.square().sum() for g in grads]).sum().sqrt()
         scale, (lr, c1, c2) = torch.clamp(CFG.grad_clip/(norm + 1e-6), max=1.0), rates
@@ -61,7 +63,8 @@ def compiled_step(model):
     def at(t, s):
         d, b1t, b2t = Draws(CFG.seed, s, CFG.batch_size), 1 - b1**(s + 1), 1 - b2**(s + 1)
         draws = (d.randn(4, SIZE, SIZE), d.rand(), d.rand())
-        with torch.no_grad(): return fast(params, *state, t.batch(s), draws, torch.tensor([learning_rate(CFG, s), b1t, b2t**0.5]))[0].item()
+        rates = torch.tensor([learning_rate(CFG, s), b1t, b2t**0.5])
+        with torch.no_grad(): return fast(params, *state, t.batch(s), draws, rates)[0].item()
     return at
 
 
@@ -79,8 +82,8 @@ if __name__ == "__main__":
     ratios = torch.tensor([b/a for a, b in times])
     eager, compiled = (1e3*torch.tensor(times).median(0).values).tolist()
     error = max(abs(a/row["loss"] - 1) for a, row in zip(ours, plain.log))
-    found |= dict(eager_ms=round(eager, 2), compiled_ms=round(compiled, 2), ratio=round(ratios.median().item(), 3), largest_relative_error_of_loss=error,
-                  torch=torch.__version__, load=os.getloadavg()[0])
+    found |= dict(eager_ms=round(eager, 2), compiled_ms=round(compiled, 2), ratio=round(ratios.median().item(), 3),
+                  largest_relative_error_of_loss=error, torch=torch.__version__, load=os.getloadavg()[0])
     print(found)
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     RESULTS.write_text(json.dumps([*known, found], indent=1) + "\n")

@@ -183,7 +183,11 @@ def file_folder(
     print(f"{name} is not published, since it " + "; it ".join(why))
     return figure_folder(origin["dataset"], origin["preset"], project_root()/".diffprune"/"figures")
 
-def say_where(name, folder, endings):
+def say_where(
+    name:str,  # of a figure or table
+    folder:Path,  # of its files
+    endings,  # of its files
+):
     "Print where files are, as seen from the checkout or from the working directory; other places are not named in full."
     for base in filter(None, (project_root(), Path.cwd())):
         if folder.resolve().is_relative_to(base.resolve()): shown = folder.resolve().relative_to(base.resolve()); break

@@ -44,9 +44,7 @@ from .presets import load_preset
 from .runs import Run, as_list, grid
 from .schedule import default_workers, running, start_workers, study_devices, system_error, watch_workers
 
-# %% ../../nbs/study/07_study.ipynb #bc3c5490
-RATIOS = (0.25, 0.5, 0.75, 0.9)  # of the paper
-
+# %% ../../nbs/study/07_study.ipynb #types-1
 def _check_types(dataset, root, workers, store):
     "Raises `ValueError` for an argument of another kind than `Study` takes."
     if not isinstance(dataset, (str, os.PathLike)): raise ValueError(f"dataset must be a name such as 'digits', not {dataset!r}")
@@ -60,6 +58,9 @@ def _check_root(config, root):
     if root is None: return
     if not config.spec.layout: raise ValueError(f"root={str(root)!r}: {config.spec.name} needs none, it is made here; leave root out")
     if "://" not in str(root) and not os.path.isdir(os.path.expanduser(root)): raise FileNotFoundError(f"root: there is no folder {root}")
+
+# %% ../../nbs/study/07_study.ipynb #bc3c5490
+RATIOS = (0.25, 0.5, 0.75, 0.9)  # of the paper
 
 class Study:
     "A grid of runs on one data set at one preset. Nothing is computed until it is asked for; wrong values are refused at once."
