@@ -369,7 +369,8 @@ def test_too_few_samples_for_some_metrics_leave_the_others():
 def test_any_number_of_images_gives_what_can_be_had(n, m):
     generated, real = relu_features(n, 9, 0, 0.1), relu_features(m, 9, 1)
     found = M.measure(generated, real, generated[:, :4], n_draws=3)
-    assert list(found) == list(M.METRIC_NAMES) and list(M.evaluate(generated, real, generated[:, :4])) == list(found)
+    names = [name for name in M.METRIC_NAMES if name not in ("fd_train", "fd_heldout")]
+    assert list(found) == names and list(M.evaluate(generated, real, generated[:, :4])) == list(found)
     few = M.unmeasurable(n, m, 9)
     for name, i in found.items():
         assert np.isnan(i.value) == (name in few), name

@@ -21,13 +21,13 @@ from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from ..core.checks import attempt, from_settings, to_uint8
+from ..core.checks import attempt, bad_rows, from_settings, to_uint8
 from ..core.parallel import add_up, agree, first_then_others, is_main, write_rows
 from ..core.store import Rows, create_array, load_array, save_array, save_json
 from ..features.cluster import Clusters, kmeans_by_key
 from ..features.embed import embed_images, load_backbone
 from ..metrics.bootstrap import draw, interval
-from ..metrics.evaluate import FeatureStats, Interval, ball_radii, feature_stats, measure
+from ..metrics.evaluate import FeatureStats, Interval, ball_radii, feature_stats, measure, unmeasurable
 from ..metrics.frechet import FrechetDraws
 from ..metrics.memorization import memorization
 from ..models.dit import dit_model
@@ -422,10 +422,12 @@ def make_metrics(stage, artifacts, folder, context):
 # %% ../../nbs/study/02_makers.ipynb #e9b527f4
 def make_moments(stage, artifacts, folder, context):
     "Mean and covariance of real features: mean.npy (d,), cov.npy (d, d)."
-    stats = feature_stats(artifacts["features"].array("features"), progress=context.progress)
-    save_array(folder/"mean.npy", stats.mean)
-    save_array(folder/"cov.npy", stats.cov)
-    return dict(n=stats.n, d=len(stats.mean))
+    X = artifacts["features"].array("features")
+    if len(X) > 1:
+        stats = feature_stats(X, progress=context.progress)
+        save_array(folder/"mean.npy", stats.mean)
+        save_array(folder/"cov.npy", stats.cov)
+    return dict(n=len(X), d=X.shape[1])
 
 def make_measures(stage, artifacts, folder, context):
     "All metrics, with the Fréchet distances to training and to held-out images by name: metrics.json, intervals.json."
@@ -434,10 +436,16 @@ def make_measures(stage, artifacts, folder, context):
     intervals = artifacts["metrics"].json("intervals")
     if s["reference"]: further[s["reference"]] = intervals["fd"]
     if s["other"]:
-        m, rng = artifacts["moments"], np.random.RandomState(0)
-        draws = FrechetDraws(X, FeatureStats(m.array("mean", mmap=False), m.array("cov", mmap=False), m.meta["n"]))
-        value, *spread = (draws.distance(r) for r in [np.arange(len(X)), *(draw(len(X), rng, False) for _ in range(s["n_bootstrap"]))])
-        further[s["other"]] = interval(value, np.array(spread), 0.95)._asdict()
+        m, rng, reasons, X = artifacts["moments"], np.random.RandomState(0), {}, np.delete(X, bad_rows(X), 0)
+        further[s["other"]] = dict.fromkeys(Interval._fields)
+        with attempt(reasons, "reason"):
+            if few := unmeasurable(len(X), m.meta["n"]).get("fd"): raise ValueError(few)
+            draws = FrechetDraws(X, FeatureStats(m.array("mean", mmap=False), m.array("cov", mmap=False), m.meta["n"]))
+            further[s["other"]]["value"] = value = draws.distance(np.arange(len(X)))
+            if len(X) < 4: raise ValueError(f"no interval: needs at least 4 generated images, there are {len(X)}")
+            spread = [draws.distance(draw(len(X), rng, False)) for _ in range(s["n_bootstrap"])]
+            further[s["other"]] = interval(value, np.array(spread), 0.95)._asdict()
+        further[s["other"]] |= reasons
     save_json(folder/"metrics.json", dict(found, **{name: i["value"] for name, i in further.items()}))
     save_json(folder/"intervals.json", dict(intervals, **further))
 
