@@ -4,6 +4,8 @@ import json
 import pandas as pd
 from notebooks import ROOT, papermill, run_here
 
+from diffprune.core.store import OWN_FOLDER
+
 NOTEBOOKS = sorted(n.stem for n in (ROOT / "nbs").glob("*.ipynb") if n.stem not in ("cli", "index", "worker"))
 COMMON = dict(dataset="digits", preset="smoke", methods="random,cluster_lite0,cluster_lite0_inv", ratios="[0.5, 0.9]", seeds="[0, 1]")
 PARAMETERS = {  # what a notebook needs beyond `COMMON`; None leaves a parameter at its default
@@ -21,7 +23,7 @@ PARAMETERS = {  # what a notebook needs beyond `COMMON`; None leaves a parameter
 
 def figure_1_has_all_its_files(folder):
     endings = ("pdf", "png", "csv", "json")
-    assert {p.name for p in folder.iterdir()} == {f"{n}.{e}" for n in ("fig1_fid_curves", "fig1_samples") for e in endings}
+    assert {p.name for p in folder.iterdir()} - {OWN_FOLDER} == {f"{n}.{e}" for n in ("fig1_fid_curves", "fig1_samples") for e in endings}
     table = pd.read_csv(folder / "fig1_fid_curves.csv")
     assert set(table.method) == {"unpruned", "random", "cluster_lite0", "cluster_lite0_inv", "validation"}
     assert "FD (pixels)" in set(table.name) and "FID" not in set(table.name)
@@ -57,6 +59,9 @@ def run_alone(name, folder, store_root, monkeypatch):
     else: said = run_here(name, folder, store_root, parameters, monkeypatch)
     files = [p for p in folder.rglob("*") if p.is_file()]
     assert files and all("papers_figures" in p.parts for p in files), "nothing but figures is written, and those below papers_figures"
+    marks = [p for p in files if p.name == OWN_FOLDER]
+    files = [p for p in files if p not in marks]
+    assert {p.parent for p in marks} == {p.parent for p in files}, "every folder is marked, so that no figure is read as an image"
     names = {p.stem for p in files}
     for stem in names:
         endings = {p.suffix for p in files if p.stem == stem}
