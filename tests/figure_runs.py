@@ -57,7 +57,9 @@ def run_alone(name, folder, store_root, monkeypatch):
         assert done.returncode == 0, done.stderr[-3000:]
         said = done.stdout
     else: said = run_here(name, folder, store_root, parameters, monkeypatch)
-    files = [p for p in folder.rglob("*") if p.is_file()]
+    found = [p for p in folder.rglob("*") if p.is_file()]
+    files = [p for p in found if p.name != OWN_FOLDER]
+    assert {p.parent for p in found if p.name == OWN_FOLDER} == {p.parent for p in files}, "figures are marked as no images of a data set"
     assert files and all("papers_figures" in p.parts for p in files), "nothing but figures is written, and those below papers_figures"
     marks = [p for p in files if p.name == OWN_FOLDER]
     files = [p for p in files if p not in marks]

@@ -365,6 +365,13 @@ def _check_size(self:Study, n, labels=None):
 
 # %% ../../nbs/study/07_study.ipynb #late-3
 @patch
+def real_labels(self:Study,
+    split:str="train",  # or "val"
+) -> np.ndarray:  # (N,) int64, -1 where there is no class
+    "Classes of the real images."
+    return materialise(self.pipeline.images(split), self.context(progress=False)).table("samples")["label"].to_numpy()
+
+@patch
 def check(self:Study,
     stages=(),  # further stages that will be asked for, beside those of the study
     force:bool=False,  # everything will be computed again
@@ -652,13 +659,6 @@ def real_images(self:Study,
 ) -> np.ndarray:  # (N, 3, H, W) uint8
     "The images of the data set, as the pipeline sees them."
     return self._array(self.pipeline.images(split), "images")
-
-@patch
-def real_labels(self:Study,
-    split:str="train",  # or "val"
-) -> np.ndarray:  # (N,) int64, -1 where there is no class
-    "Classes of the real images."
-    return materialise(self.pipeline.images(split), self.context(progress=False)).table("samples")["label"].to_numpy()
 
 @patch
 def data(self:Study,
