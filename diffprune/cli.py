@@ -133,7 +133,7 @@ def prune(
 ):
     "Choose which images of a folder to keep; of a folder with splits, those of its training part."
     with _in_one_line():
-        from diffprune.core.stages import check_stale
+        from diffprune.core.store import check_stale
         from diffprune.pruning.select import n_kept
         n_kept(1, pruning_ratio)
         pruner, backbone = _folder_pruner(method, clusters, seed)
@@ -281,17 +281,17 @@ app.add_typer(store_app, name="store")
 @store_app.command("list")
 def store_list(kind:str | None = typer.Argument(None, help="Only this kind.")):
     "List artifacts, oldest first: kind, hash, date, seconds, size, commit, and why they are stale."
-    from diffprune.core.stages import Freshness
+    from diffprune.core.origins import stale_in
     from diffprune.core.store import Store
-    store, fresh = Store(), Freshness("use", devices=())
-    with _in_one_line(): found = store.artifacts(kind or None)
+    store = Store()
+    with _in_one_line(): found, stale = store.artifacts(kind or None), stale_in(store, kind or None)
     if kind == "" or kind is not None and not found:
         known = sorted({a.kind for a in store.artifacts()})
         _stop(f"there are no artifacts of kind {kind!r} in the store; it has {', '.join(known) or 'none at all'}", 1)
     typer.echo(f"{store.root}: {len(found)} artifacts, {sum(a.mib for a in found):.1f} MiB")
     for a in found:
         typer.echo(f"{a.kind:<14} {a.hash}  {a.meta['created'][:19]} {a.meta['seconds']:>10.1f} s {a.mib:>10.2f} MiB  {a.meta['commit']}"
-                   + (f"  stale: {', '.join(why)}" if (why := fresh.reasons(a.meta)) else ""))
+                   + (f"  stale: {', '.join(why)}" if (why := stale.get(a.hash)) else ""))
 
 @store_app.command("studies")
 def store_studies():
@@ -303,11 +303,10 @@ def store_studies():
 @store_app.command("verify")
 def store_verify():
     "Compare the checksums of all files, and the code and packages behind them with today's; exit status 1 if something is damaged."
-    from diffprune.core.stages import Freshness
+    from diffprune.core.origins import stale_in
     from diffprune.core.store import Store
-    store, fresh = Store(), Freshness("use", devices=())
-    with _in_one_line():
-        problems, stale = store.verify(), Counter(next(iter(why)) for a in store.artifacts() if (why := fresh.reasons(a.meta)))
+    store = Store()
+    with _in_one_line(): problems, stale = store.verify(), Counter(next(iter(why)) for why in stale_in(store).values())
     for path, problem in problems.items(): typer.echo(f"{path}: {problem}")
     typer.echo(f"{len(problems)} damaged artifacts")
     counts = ", ".join(f"{n} by {why}" for why, n in stale.items())

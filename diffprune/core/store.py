@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['log', 'OWN_FOLDER', 'OWN_FOLDERS', 'canonical', 'digest', 'is_stream', 'temporary_path', 'save_json', 'load_json',
            'save_array', 'save_tensors', 'load_array', 'create_array', 'Rows', 'git_commit', 'provenance',
-           'project_root', 'default_store_root', 'mark_own', 'check_kind', 'Key', 'Artifact', 'Store', 'file_digest',
-           'now', 'created_after', 'Meter', 'folder_bytes']
+           'project_root', 'default_store_root', 'mark_own', 'check_kind', 'Key', 'check_stale', 'Artifact', 'Store',
+           'file_digest', 'now', 'created_after', 'Meter', 'folder_bytes']
 
 # %% ../../nbs/core/00_store.ipynb #cell-2
 import errno
@@ -123,6 +123,7 @@ def load_json(
     "The content of a JSON file."
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
+# %% ../../nbs/core/00_store.ipynb #9dda4c8f
 def save_array(
     path,  # .npy file to write
     a,  # array of any shape; not of objects, which would need pickle
@@ -281,6 +282,16 @@ class Key:
     def name(self) -> str:
         "Folder of the artifact, relative to the store."
         return f"{self.kind}/{self.hash}"
+
+# %% ../../nbs/core/00_store.ipynb #342c2a51
+_STALE = ("use", "warn", "recompute")  # what can be done with stale artifacts
+
+def check_stale(
+    stale:str,  # what to do with stale artifacts: "use", "warn" or "recompute"
+) -> str:  # the same
+    "Raises `ValueError` for any other word."
+    if stale not in _STALE: raise ValueError(f"stale={stale!r}; choose from {', '.join(_STALE)}")
+    return stale
 
 # %% ../../nbs/core/00_store.ipynb #cell-34
 @dataclass(frozen=True)

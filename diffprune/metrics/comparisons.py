@@ -186,6 +186,7 @@ def power(
     h, shift = _thresholds(int(n), int(k), level, df, own_level), abs(effect)*np.sqrt(n/2)/max(sd, 1e-300)
     return float((norm.sf(h - shift) + norm.cdf(-h - shift)).mean())
 
+# %% ../../nbs/metrics/10_comparisons.ipynb #f6924043
 def seeds_needed(
     effect:float,  # true difference, on the scale of `sd`
     sd:float,  # of the noise of one run

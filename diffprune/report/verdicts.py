@@ -100,19 +100,25 @@ class Finding(NamedTuple):
     own:float  # standard error from the contrast's own seeds; infinite for one seed
     n:int  # seeds
 
-    def interval(self, level=0.95) -> Effect:
-        "Its confidence interval."
+    def interval(self,
+        level:float=0.95,  # of confidence
+    ) -> Effect:
+        "The wider of the intervals by the two standard errors; endless for one seed."
         if self.n < 2: return Effect(self.mean, -np.inf, np.inf, self.n)
         q = (1 + level)/2
         half = float(max(student.ppf(q, self.df)*self.se, student.ppf(q, self.n - 1)*self.own))
         return Effect(self.mean, self.mean - half, self.mean + half, self.n)
 
-    def tail(self, border, above) -> np.ndarray:  # (2,): with the noise of all, and with the own seeds
+    def tail(self,
+        border:float,  # on the scale of the effects
+        above:bool,  # whether the effect is said to be above the border, or else below
+    ) -> np.ndarray:  # (2,): with the noise of all, and with the own seeds
         "One-sided p-values of 'the effect is above (or below) the border'."
         if self.n < 2: return np.ones(2)
         t = (self.mean - border)*(1 if above else -1)/np.array([max(self.se, 1e-300), max(self.own, 1e-300)])
         return student.sf(t, [self.df, self.n - 1])
 
+# %% ../../nbs/report/06_verdicts.ipynb #80d831d6
 def _pool_ratios(effects):
     "Noise of an effect and its degrees of freedom, of all ratios; (0, 0) for fewer than three. What a seed does to all ratios is noise."
     here = effects.loc[:, effects.count() > 1]
@@ -135,6 +141,7 @@ def _pool(table, contrast, ratios):
     fit = fit_seeds(wide)
     return (fit.sd*np.sqrt(2), fit.df) if fit.df else (0.0, 0.0)
 
+# %% ../../nbs/report/06_verdicts.ipynb #4de72c13
 def findings(
     table:pd.DataFrame,  # tidy evidence
     contrast:Contrast,  # what is said

@@ -421,7 +421,7 @@ def make_metrics(stage, artifacts, folder, context):
 
 # %% ../../nbs/study/02_makers.ipynb #e9b527f4
 def make_moments(stage, artifacts, folder, context):
-    "Mean and covariance of real features: mean.npy (d,), cov.npy (d, d)."
+    "Mean and covariance of real features: mean.npy (d,), cov.npy (d, d); a single image has neither."
     X = artifacts["features"].array("features")
     if len(X) > 1:
         stats = feature_stats(X, progress=context.progress)
@@ -429,23 +429,27 @@ def make_moments(stage, artifacts, folder, context):
         save_array(folder/"cov.npy", stats.cov)
     return dict(n=len(X), d=X.shape[1])
 
+def _distance_to(moments, X, n_draws):
+    "The Fréchet distance to an artifact of `make_moments` as a row of intervals.json: null where it cannot be had, with a `reason`."
+    n, found, reasons = len(X), Interval(*[np.nan]*4), {}
+    if few := unmeasurable(n, moments.meta["n"]).get("fd"): reasons["fd"] = few
+    else:
+        with attempt(reasons, "fd"):
+            stats = FeatureStats(moments.array("mean", mmap=False), moments.array("cov", mmap=False), moments.meta["n"])
+            draws, rng = FrechetDraws(X, stats), np.random.RandomState(0)
+            spread = [draws.distance(draw(n, rng, False)) for _ in range(n_draws)] if n > 3 else [np.nan]*2
+            found = interval(draws.distance(np.arange(n)), np.array(spread), 0.95)
+        if not np.isfinite(found.value): reasons.setdefault("fd", f"came out as {found.value}")
+        elif n < 4: reasons["fd"] = f"no interval: needs at least 4 generated images, there are {n}"
+    row = {k: _or_none(v) for k, v in found._asdict().items()}
+    return dict(row, reason=reasons["fd"]) if reasons else row
+
 def make_measures(stage, artifacts, folder, context):
     "All metrics, with the Fréchet distances to training and to held-out images by name: metrics.json, intervals.json."
-    s, X = stage.settings, artifacts["generated"].array("features", mmap=False)
-    found, further = artifacts["metrics"].json("metrics"), {}
-    intervals = artifacts["metrics"].json("intervals")
+    s, X, further = stage.settings, artifacts["generated"].array("features", mmap=False), {}
+    found, intervals = (artifacts["metrics"].json(name) for name in ("metrics", "intervals"))
     if s["reference"]: further[s["reference"]] = intervals["fd"]
-    if s["other"]:
-        m, rng, reasons, X = artifacts["moments"], np.random.RandomState(0), {}, np.delete(X, bad_rows(X), 0)
-        further[s["other"]] = dict.fromkeys(Interval._fields)
-        with attempt(reasons, "reason"):
-            if few := unmeasurable(len(X), m.meta["n"]).get("fd"): raise ValueError(few)
-            draws = FrechetDraws(X, FeatureStats(m.array("mean", mmap=False), m.array("cov", mmap=False), m.meta["n"]))
-            further[s["other"]]["value"] = value = draws.distance(np.arange(len(X)))
-            if len(X) < 4: raise ValueError(f"no interval: needs at least 4 generated images, there are {len(X)}")
-            spread = [draws.distance(draw(len(X), rng, False)) for _ in range(s["n_bootstrap"])]
-            further[s["other"]] = interval(value, np.array(spread), 0.95)._asdict()
-        further[s["other"]] |= reasons
+    if s["other"]: further[s["other"]] = _distance_to(artifacts["moments"], np.delete(X, bad_rows(X), 0), s["n_bootstrap"])
     save_json(folder/"metrics.json", dict(found, **{name: i["value"] for name, i in further.items()}))
     save_json(folder/"intervals.json", dict(intervals, **further))
 

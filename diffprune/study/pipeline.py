@@ -11,8 +11,8 @@ from functools import partial, wraps
 
 from fastcore.basics import patch
 
-from ..core.stages import Context, Freshness, Stage, check_stale
-from ..core.store import Store
+from ..core.stages import Context, Freshness, Stage
+from ..core.store import Store, check_stale
 from ..data.datasets import DataConfig, load_dataset
 from ..features.embed import backbone_settings, find_weights, has_classifier, parse_backbone
 from ..pruning.registry import full_backbone, make_pruner, parse_method
