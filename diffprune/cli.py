@@ -241,10 +241,11 @@ def study(
     options = {k: v for k, v in options.items() if v is not None}
     if options and executor != "slurm": _stop(f"{', '.join(options)}: only for --executor slurm", 1)
     with _in_one_line(RuntimeError):
-        from diffprune.core.parallel import is_main
+        from diffprune.core.parallel import agree, is_main
         from diffprune.study.executors import check_executor
         if executor is not None: check_executor(executor)
         found = _study(dataset, preset, methods, ratios, seeds, metrics_backbone, root, workers, device, stale)
+        agree(found.check)
         if is_main(): typer.echo(f"before: {found.power_text()}", err=True)
         table = _results(found, executor, minutes, device, wait, options)
         if table is not None and is_main(): typer.echo(f"after: {found.power_text()}", err=True)
