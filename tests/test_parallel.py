@@ -70,7 +70,6 @@ def test_training_goes_on_with_another_number_of_processes(both):
         np.testing.assert_allclose(pd.read_csv(resumed), whole, rtol=1e-5)
 
 
-@pytest.mark.xfail(reason="two processes do not agree with one; the cause is not known yet", strict=False)
 @pytest.mark.parametrize("kind", ["latents", "features", "samples"])
 def test_rows_are_equal_to_the_last_bit_with_the_same_weights(both, kind):
     one, two = both
@@ -78,7 +77,6 @@ def test_rows_are_equal_to_the_last_bit_with_the_same_weights(both, kind):
     assert len(found) and not found.differing.any(), found
 
 
-@pytest.mark.xfail(reason="two processes do not agree with one; the cause is not known yet", strict=False)
 def test_study_of_two_processes_differs_by_rounding(both):
     one, two = both
     found = compare.differences(one / "store", two / "store").set_index("kind")
