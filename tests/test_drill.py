@@ -2,7 +2,6 @@
 import argparse
 import importlib.util
 import json
-import os
 import re
 import signal
 import subprocess

@@ -494,6 +494,7 @@ def main(args):
             part["limit"] = min(args.limit or end - now, 60*args.minutes*slower - now)
             if part["limit"] < 1: break
             part["status"] = "running"
+            write(found, args.out)
             try: part["status"], part["seconds"], part["error"] = run_part(name, part["limit"], args, scratch, env, changed)
             finally:
                 if part["status"] == "running": part["status"] = "cut off"
