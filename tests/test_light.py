@@ -93,10 +93,11 @@ def nothing_is_loaded(monkeypatch):
     (dict(r=1), 1, "pruning_ratio=1"), (dict(r=-0.1), 1, "pruning_ratio=-0.1"), (dict(r="nan"), 1, "pruning_ratio=nan"),
     (dict(r="half"), 2, "--pruning-ratio"), (dict(m="el2n"), 1, "'el2n' needs a trained proxy"),
     (dict(m="moso_inv"), 1, "'moso_inv' needs a trained proxy"), (dict(m="best"), 1, "unknown method 'best'"),
-    (dict(m="cluster"), 1, "unknown method 'cluster'"), (dict(m="random", clusters=3), 1, "no option n_clusters"),
+    (dict(m="cluster_best"), 1, "unknown method 'cluster_lite0_best'"), (dict(m="random", clusters=3), 1, "no option n_clusters"),
     (dict(clusters=0), 2, "--clusters"), (dict(seed=-1), 2, "--seed"), (dict(image_size=0), 2, "--image-size"),
     (dict(device="tpu"), 1, "unknown device 'tpu'"), (dict(device="cuda:99"), 1, "cuda:99"), (dict(device="cpu,cpu"), 1, "'cpu,cpu'"),
-    (dict(folder="nowhere"), 1, "no folder"), (dict(folder="image.png"), 1, "no folder"), (dict(o="images"), 1, "is a folder"),
+    (dict(folder="nowhere"), 1, "no folder"), (dict(folder="image.png"), 1, "no folder"), (dict(o="images"), 1, "its ending"),
+    (dict(o="images/kept.csv"), 1, "never written to"),
     (dict(o="image.png/kept.csv"), 1, "cannot be written")], ids=str)
 def test_wrong_values_are_refused_before_any_work(wrong, status, says, tmp_path, monkeypatch, nothing_is_loaded):
     monkeypatch.chdir(tmp_path)
@@ -112,6 +113,7 @@ def test_wrong_values_are_refused_before_any_work(wrong, status, says, tmp_path,
 
 def test_a_folder_that_is_not_writable_is_told(tmp_path, monkeypatch, nothing_is_loaded):
     def refuse(*args, dir=None, **kwargs): raise PermissionError(13, "Permission denied", str(dir))  # the superuser may write anywhere
-    monkeypatch.setattr("diffprune.cli.tempfile.TemporaryFile", refuse)
-    done = CliRunner().invoke(app, ["prune", str(tmp_path), "-r", "0.5", "-o", str(tmp_path / "new" / "kept.csv")])
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    (tmp_path / "images").mkdir()
+    done = CliRunner().invoke(app, ["prune", str(tmp_path / "images"), "-r", "0.5", "-o", str(tmp_path / "new" / "kept.csv")])
     assert done.exit_code == 1 and f"{tmp_path}: Permission denied" in done.stderr
