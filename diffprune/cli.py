@@ -8,15 +8,36 @@ __all__ = ['app', 'store_app', 'prune', 'dedup', 'score', 'embed', 'balance', 'm
 
 # %% ../nbs/cli.ipynb #cell-2
 import json
+import os
+import sys
+import warnings
+from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import typer
 from fastcore.basics import patch
+from typer.core import TyperGroup
 
 # %% ../nbs/cli.ipynb #cell-4
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+class _OneLine(TyperGroup):
+    "A group of commands that reports wrong use in one line."
+    def main(self, *args, standalone_mode=True, **more):
+        if not standalone_mode: return super().main(*args, standalone_mode=False, **more)
+        try: status = super().main(*args, standalone_mode=False, **more)
+        except typer.Abort: status = 1
+        except Exception as e:
+            if not hasattr(e, "format_message"): raise  # of click, or of the copy that typer brings along
+            status = e.exit_code
+            if type(e).__name__ == "NoArgsIsHelpError": e.show()
+            else:
+                context = getattr(e, "ctx", None)
+                advice = f" See {context.command_path} --help." if context else ""
+                typer.secho(f"diffprune: {' '.join(e.format_message().split())}{advice}", fg="red", err=True)
+        sys.exit(status if isinstance(status, int) else 0)
+
+app = typer.Typer(cls=_OneLine, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   context_settings=dict(help_option_names=["-h", "--help"]))
 
 def _print_version(wanted:bool):
@@ -31,16 +52,34 @@ def _main(version:bool = typer.Option(False, "--version", callback=_print_versio
 
 # %% ../nbs/cli.ipynb #cell-6
 def _stop(message, code):
-    typer.secho(f"diffprune: {message}", fg="red", err=True)
+    typer.secho(f"diffprune: {' '.join(str(message).splitlines())}", fg="red", err=True)
     raise typer.Exit(code)
+
+@contextmanager
+def _stale_in_one_line():
+    "Show the warning of stale results as a line of this program."
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+        def show(message, category, *where, **more):
+            if category.__name__ == "StaleWarning": typer.secho(f"diffprune: {message}", fg="yellow", err=True)
+            else: usual(message, category, *where, **more)
+        warnings.showwarning = show
+        yield
 
 @contextmanager
 def _in_one_line(*more):
     "Report what a user can put right, errors of the kinds `more` included, without a traceback."
-    try: yield
+    try:
+        with _stale_in_one_line(): yield
     except typer.Exit: raise
     except KeyboardInterrupt: _stop("interrupted; what is finished stays in the store, and the same command goes on from there", 130)
     except (ValueError, OSError, ModuleNotFoundError, *more) as e: _stop(e, 1)
+
+@contextmanager
+def _usage():
+    "Report a value that cannot work whatever the data are, with the status of wrong use."
+    try: yield
+    except ValueError as e: _stop(e, 2)
 
 # %% ../nbs/cli.ipynb #cell-9
 def _one_device(device):
@@ -52,23 +91,40 @@ def _one_device(device):
 def _backbones(steps, dedup, method_backbone):
     "The backbones that steps need; duplicates are compared in the first of them."
     from diffprune.pruning.registry import METHOD_BACKBONES
-    if method_backbone not in METHOD_BACKBONES:
-        raise ValueError(f"unknown backbone {method_backbone!r}; known are {', '.join(METHOD_BACKBONES)}")
+    name = "lite0" if method_backbone is None else method_backbone
+    if name not in METHOD_BACKBONES: raise ValueError(f"unknown backbone {name!r}; known are {', '.join(METHOD_BACKBONES)}")
     own = [s.variant.backbone for s in steps if s.variant.backbone]
-    return list(dict.fromkeys(own)) or ([METHOD_BACKBONES[method_backbone][0]] if dedup else [])
+    return list(dict.fromkeys(own)) or ([METHOD_BACKBONES[name][0]] if dedup else [])
+
+def _steps(method, amount, backbone, dedup, features):
+    "The steps of a method. Raises a ValueError for a backbone that would change nothing, in an option or in a name."
+    from diffprune.pruning.steps import parse_steps
+    _backbones([], False, backbone)
+    own, other, steps = (parse_steps(method, **amount, backbone=b) for b in ("lite0", "pixels", backbone or "lite0"))
+    fixed = [a.method for a, b in zip(own, other) if a == b and a.variant.backbone]
+    if features and fixed: raise ValueError(f"method {fixed[0]!r} names a backbone, but features are given; leave it out of the name")
+    if backbone is not None and own == other and not (dedup and not fixed):
+        raise ValueError(f"--backbone {backbone} has no effect: every method of {method!r} names its own, or needs none")
+    return steps
 
 # %% ../nbs/cli.ipynb #cell-12
+def _is_stdout(output):
+    "Whether an output goes to the standard output, which then has nothing else on it."
+    try: return os.path.samestat(os.stat(output), os.fstat(1))
+    except OSError: return False
+
 @dataclass
 class _Job:
-    "What all commands on images have in common."
+    "What all commands on images have in common. None: not given."
     path:str|None
     outputs:list
     features:Path|None = None  # a file
-    backbone:str = "lite0"
-    image_size:int = 224
+    backbone:str|None = None  # of methods that name none
+    image_size:int|None = None
     weights:Path|None = None
-    device:str = "cpu"
+    device:str|None = None
     reading:dict = field(default_factory=dict)  # options of the form that is read
+    stale:str|None = None
     overwrite:bool = False
     dry_run:bool = False
     as_json:bool = False
@@ -76,39 +132,82 @@ class _Job:
     said:dict = field(default_factory=dict)
 
     def say(self, text):
-        if not (self.quiet or self.as_json): typer.echo(text)
+        if not (self.quiet or self.as_json): typer.echo(text, err=any(_is_stdout(d.path) for d in self.outputs))
 
     def finish(self, text, **facts):
         "The last line, or the JSON object."
         if self.as_json: typer.echo(json.dumps(dict(self.said, **facts, dry_run=self.dry_run, outputs=[str(d) for d in self.outputs])))
-        where = f"; {'nothing was written' if self.dry_run else ', '.join(map(str, self.outputs))}" if self.outputs else ""
-        self.say(text + where)
+        where = ", ".join(map(str, self.outputs))
+        if self.dry_run:
+            n = self.said.get("decoded", 0)
+            where = f"no output was written; the store now has what was computed of {n:,} images" if n else "nothing was written"
+        self.say(f"{text}; {where}" if where else text)
 
 # %% ../nbs/cli.ipynb #ec946b20
 @patch
+def _check_effects(self:_Job, backbones, looks):
+    "Raise a ValueError for an option that would change nothing."
+    options = dict(image_size=self.image_size, weights=self.weights, device=self.device, backbone=self.backbone, stale=self.stale)
+    given = options | self.reading
+    def refuse(names, why):
+        for name in names:
+            if given[name] is not None: raise ValueError(f"--{name.replace('_', '-')} has no effect: {why}")
+    if self.features is not None: refuse(given, "features are given, so no image is read")
+    if not looks: refuse(["image_size"], "what is asked for is no matter of pixels")
+    if not backbones: refuse(["weights", "device", "backbone"], "what is asked for needs no features")
+    if self.overwrite and not self.outputs: raise ValueError("--overwrite has no effect: there is no output")
+    if self.weights is None: return
+    if len(backbones) > 1:
+        raise ValueError(f"--weights {self.weights}: of {' or '.join(backbones)}? Put one of them in the folder DIFFPRUNE_WEIGHTS instead")
+    if backbones[0] == "pixels": raise ValueError("--weights has no effect: the backbone 'pixels' has none")
+    from diffprune.features.embed import find_weights
+    find_weights(backbones[0], self.weights)
+
+@patch
+def _check_path(self:_Job):
+    "The form of what is read, and where it is. Raises a ValueError for options that the form does not have."
+    from diffprune.data.datasets import dataset_config
+    from diffprune.features.inputs import input_form, input_places
+    form, self.reading = input_form(self.path), {k: v for k, v in self.reading.items() if v is not None}
+    for name, value in self.reading.items():
+        if value not in ("auto", "folders", "none"): raise ValueError(f"--{name} {value}: choose auto, folders or none")
+    if form in ("webdataset", "parquet"):
+        if self.reading: raise ValueError(f"--{next(iter(self.reading))} has no effect: files that are named are all read, as they are")
+        stored = False
+    else:
+        name = self.path if form == "name" else Path(self.path).expanduser().resolve()
+        stored = not dataset_config(name, **self.reading).spec.records
+    if self.stale is not None and not stored:
+        raise ValueError("--stale has no effect: it is for data sets stored as pixels, such as digits; features go by content and code")
+    return form, input_places(self.path)
+
+# %% ../nbs/cli.ipynb #7b0d92e4
+@patch
 def check(self:_Job,
-    images=True,  # whether originals could be written
+    backbones=(),  # whose features are needed
+    looks=True,  # whether the size of images matters
 ):
     "Raise an error for what cannot work, before any work."
-    from diffprune.features.inputs import input_form
-    from diffprune.pruning.exports import check_destinations, parse_destination
-    if (self.path is None) == (self.features is None): raise ValueError("name what is to be read: either a path or --features FILE")
-    form = input_form(self.path) if self.path is not None else "features"
-    options = dict(folder=("splits", "labels"), parquet=("image", "label", "id"), webdataset=("image",), features=())
-    self.reading = {k: v for k, v in self.reading.items() if v is not None}
-    if unknown := sorted(set(self.reading) - set(options.get(form, self.reading))):
-        raise ValueError(f"--{unknown[0]} is not for {form if form == 'features' else f'a {form}'}")
-    if self.features is not None and not self.features.is_file(): raise FileNotFoundError(f"there is no file {self.features}")
-    self.outputs = [parse_destination(o) for o in self.outputs]
-    here = self.path is not None and Path(self.path).expanduser().exists()
-    check_destinations(self.outputs, Path(self.path).expanduser() if here else self.features, self.overwrite,
-                       form == "folder", images and form != "features")
-    if form != "features": self.device = _one_device(self.device)
+    from diffprune.core.store import check_stale
+    from diffprune.pruning.exports import Destination, check_destinations, parse_destination
+    with _usage():
+        if self.stale is not None: check_stale(self.stale)
+        if self.device is not None: self.device = _one_device(self.device)
+        if (self.path is None) == (self.features is None): raise ValueError("name what is to be read: either a path or --features FILE")
+        self._check_effects(backbones, looks)
+        if self.features is None: form, sources = self._check_path()
+        else:
+            form, sources = "features", [self.features.expanduser()]
+            if not sources[0].is_file(): raise FileNotFoundError(f"there is no file {self.features}")
+            if sources[0].suffix not in (".npy", ".parquet"): raise ValueError(f"{self.features}: features are read from .npy or .parquet")
+        self.outputs = [o if isinstance(o, Destination) else parse_destination(o) for o in self.outputs]
+        check_destinations(self.outputs, sources, self.overwrite, form == "folder", form != "features")
+        if self.as_json and any(_is_stdout(d.path) for d in self.outputs):
+            raise ValueError("--json writes to the standard output, so no output can go there")
 
 @patch
 def read(self:_Job,
     backbones=(),  # whose features are wanted
-    progress=True,  # show progress
 ):
     "A catalogue with the features of the first backbone, and a function that gives those of any."
     from diffprune.features.inputs import open_input, read_features
@@ -116,14 +215,14 @@ def read(self:_Job,
         found = read_features(self.features)
         self.said |= dict(images=len(found), left_out=0)
         return found, lambda backbone: found.features
-    open_ = lambda name: open_input(self.path, name, self.image_size, weights=self.weights, device=self.device,
-                                    progress=progress and not self.quiet, **self.reading)
-    catalogues = {name: open_(name) for name in backbones or [None]}
-    found = next(iter(catalogues.values()))
+    more = dict(image_size=self.image_size or 224, weights=self.weights, device=self.device or "cpu", stale=self.stale or "warn")
+    catalogues = {name: open_input(self.path, name, progress=not self.quiet, **more, **self.reading) for name in backbones or [None]}
+    found, all_ = next(iter(catalogues.values())), catalogues.values()
     if not len(found):
         path, reason = found.left_out.iloc[0][["path", "reason"]]
         raise ValueError(f"none of {len(found.left_out)} images could be read; {path}: {reason}")
-    self.said |= dict(images=len(found), left_out=len(found.left_out), embedded=sum(c.n_embedded for c in catalogues.values()))
+    self.said |= dict(images=len(found), left_out=len(found.left_out), decoded=sum(c.n_decoded for c in all_),
+                      embedded=sum(c.n_embedded for c in all_))
     self.say(found.report)
     return found, lambda backbone: catalogues[backbone].features
 
@@ -158,17 +257,21 @@ _path = typer.Argument(None, help="Folder of images, tars (a-{000..063}.tar), Pa
 _outputs = typer.Option([], "--output", "-o", help="What to write, by its ending or scheme: .txt, .csv, .parquet, .jsonl, .tar, copy:DIR, "
                         "link:DIR, hf:DIR. May be repeated.")
 _features = typer.Option(None, "--features", help="Features of your own in place of images: FILE.npy or FILE.parquet.")
-_method_backbone = typer.Option("lite0", "--backbone", help="Backbone of methods that name none: clip, dino, lite0, inception, pixels.")
-_image_size = typer.Option(224, min=1, help="Side at which images are looked at and embedded, in pixels.")
-_weights = typer.Option(None, help="Local file with the backbone's weights.")
-_embed_device = typer.Option("cpu", help="Device of the backbone: cpu, cuda, cuda:1, mps.")
-_splits = typer.Option(None, help="Whether folders called like splits are splits: auto, folders or none.")
-_class_labels = typer.Option(None, "--labels", help="Where classes come from: auto, folders or none.")
+_method_backbone = typer.Option(None, "--backbone", help="Backbone of methods that name none: clip, dino, lite0, inception, pixels; "
+                                "lite0 by default.")
+_image_size = typer.Option(None, min=1, help="Side at which images are looked at and embedded, in pixels; 224 by default.")
+_weights = typer.Option(None, help="Local file with the weights of the backbone, where there is only one.")
+_embed_device = typer.Option(None, help="Device of the backbone: cpu, cuda, cuda:1, mps; cpu by default.")
+_splits = typer.Option(None, help="Whether folders called like splits are splits: auto, folders or none; auto by default.")
+_class_labels = typer.Option(None, "--labels", help="Where classes come from: auto, folders or none; auto by default.")
 _clusters = typer.Option(None, min=1, help="Number of clusters, for methods that have them; 24 by default.")
 _seed = typer.Option(0, min=0, help="Seed of the method and of ties.")
-_keep_rule = typer.Option("largest", help="Which one of a group of duplicates stays: largest, sharpest, first, or central.")
+_keep_rule = typer.Option(None, help="Which one of a group of duplicates stays: largest, sharpest, first, or central; "
+                          "largest by default.")
+_stored_stale = typer.Option(None, "--stale", help="For data sets that are stored as pixels, such as digits: use what other code decoded, "
+                             "warn and use it, or recompute it; warn by default.")
 _overwrite = typer.Option(False, "--overwrite", help="Replace outputs that exist; folders only if they were made by diffprune.")
-_dry_run = typer.Option(False, "--dry-run", help="Do everything but write outputs.")
+_dry_run = typer.Option(False, "--dry-run", help="Do everything but write outputs; features that are computed stay in the store.")
 _json = typer.Option(False, "--json", help="Say what came of it as one JSON object.")
 _quiet = typer.Option(False, "--quiet", "-q", help="Say nothing but errors.")
 
@@ -176,18 +279,19 @@ _quiet = typer.Option(False, "--quiet", "-q", help="Say nothing but errors.")
 @app.command()
 def prune(
     path:str | None = _path, outputs:list[str] = _outputs, features:Path | None = _features,
-    method:str = typer.Option("cluster_lite0", "--method", "-m", help="Method, see `diffprune methods`; _mid or _inv (or _far) after it "
+    method:str = typer.Option("cluster", "--method", "-m", help="Method, see `diffprune methods`; _mid or _inv (or _far) after it "
                               "keeps the middle or the low end of its ranking. Several in a row: semdedup:0.05,cluster_near:0.5."),
     pruning_ratio:float | None = typer.Option(None, "--pruning-ratio", "-r", help="Share to drop, from 0 up to but not including 1."),
     keep:int | None = typer.Option(None, min=1, help="Number of images to keep, instead of a share."),
     min_distance:float | None = typer.Option(None, help="Smallest cosine distance between two images that stay, instead of a share."),
-    dedup:bool = typer.Option(False, "--dedup", help="Drop exact and near duplicates first."), keep_rule:str = _keep_rule,
-    clusters:int | None = _clusters, seed:int = _seed, backbone:str = _method_backbone, image_size:int = _image_size,
-    weights:Path | None = _weights, device:str = _embed_device, splits:str | None = _splits, labels:str | None = _class_labels,
+    dedup:bool = typer.Option(False, "--dedup", help="Drop exact and near duplicates first."), keep_rule:str | None = _keep_rule,
+    clusters:int | None = _clusters, seed:int = _seed, backbone:str | None = _method_backbone,
+    image_size:int | None = _image_size, weights:Path | None = _weights, device:str | None = _embed_device,
+    splits:str | None = _splits, labels:str | None = _class_labels, stale:str | None = _stored_stale,
     overwrite:bool = _overwrite, dry_run:bool = _dry_run, as_json:bool = _json, quiet:bool = _quiet,
 ):
     "Choose which images to keep; of data with splits, among those of the training part."
-    job = _Job(path, outputs, features, backbone, image_size, weights, device, dict(splits=splits, labels=labels),
+    job = _Job(path, outputs, features, backbone, image_size, weights, device, dict(splits=splits, labels=labels), stale,
                overwrite, dry_run, as_json, quiet)
     more = dict(random_state=seed) | ({} if clusters is None else dict(n_clusters=clusters))
     amount = dict(pruning_ratio=pruning_ratio, keep=keep, min_distance=min_distance)
@@ -195,20 +299,32 @@ def prune(
 
 # %% ../nbs/cli.ipynb #120bb52c
 def _prune(job, method, amount, options, dedup, keep_rule):
-    from diffprune.features.duplicates import KEEP_RULES
-    from diffprune.pruning.steps import check_options, parse_steps, run_steps
-    steps = parse_steps(method, **amount, backbone=job.backbone) if method else []
-    if steps: check_options(steps, **options)
-    if keep_rule not in KEEP_RULES: raise ValueError(f"keep rule {keep_rule!r}; known are {', '.join(KEEP_RULES)}")
-    if not job.outputs and not (job.dry_run or job.as_json): raise ValueError("name an output, such as -o kept.csv, or give --dry-run")
-    if dedup and job.features is not None: raise ValueError("duplicates are looked for in images; features alone have none")
-    job.check()
-    found, features_of = job.read(_backbones(steps, dedup, job.backbone))
+    from diffprune.features.duplicates import check_limits
+    from diffprune.pruning.steps import check_options, run_steps
+    with _usage():
+        steps = _steps(method, amount, job.backbone, dedup, job.features is not None)
+        check_options(steps, **options)
+        if keep_rule is not None and not dedup: raise ValueError("--keep-rule has no effect without --dedup")
+        check_limits(keep=(keep_rule := "largest" if keep_rule is None else keep_rule), features=True)
+        if not job.outputs and not (job.dry_run or job.as_json): raise ValueError("name an output, such as -o kept.csv, or give --dry-run")
+        if dedup and job.features is not None: raise ValueError("duplicates are looked for in images; features alone have none")
+        backbones = _backbones(steps, dedup, job.backbone)
+    job.check(backbones)
+    found, features_of = job.read(backbones)
     if found.report:
         others = [name for name in found.report.splits if name != "train"]
-        job.say(f"pruning {f'the part for training, not {chr(32).join(others)}' if others else 'everything'}: {len(found)} images")
+        part = f"the part for training, not {' and '.join(others)}" if others else "everything"
+        job.say(f"pruning {part}: {len(found)} images")
     twins = _duplicates(job, found, keep_rule) if dedup else None
-    _finish(job, found, run_steps(steps, found.ids, features_of, twins, **options))
+    choice = run_steps(steps, found.ids, features_of, twins, **options)
+    _finish(job, found, choice if job.features is None else _without_backbone(choice))
+
+def _without_backbone(choice):
+    "A choice among features of one's own, whose names have the backbone that was put in for them no more."
+    plain = lambda text: text.replace("_lite0", "")
+    import numpy as np
+    reasons = np.array([plain(r) for r in choice.reasons], dtype=object)
+    return replace(choice, reasons=reasons, notes=[plain(n) for n in choice.notes])
 
 def _duplicates(job, found, keep_rule, **limits):
     from diffprune.features.duplicates import group_duplicates
@@ -219,65 +335,79 @@ def _duplicates(job, found, keep_rule, **limits):
 # %% ../nbs/cli.ipynb #13fa92bc
 @app.command()
 def dedup(
-    path:str | None = _path, outputs:list[str] = _outputs, keep_rule:str = _keep_rule,
+    path:str | None = _path, outputs:list[str] = _outputs, keep_rule:str | None = _keep_rule,
     by:str = typer.Option("both", help="What makes near duplicates: features, hash, both, or none for exact copies alone."),
-    max_distance:float = typer.Option(0.02, help="Largest cosine distance of the features of two duplicates."),
-    max_bits:int = typer.Option(4, help="Largest number of bits of 64 in which their perceptual hashes differ."),
-    backbone:str = _method_backbone, image_size:int = _image_size, weights:Path | None = _weights, device:str = _embed_device,
+    max_distance:float | None = typer.Option(None, help="Largest cosine distance of the features of two duplicates; 0.02 by default."),
+    max_bits:int | None = typer.Option(None, help="Largest number of bits of 64 in which their perceptual hashes differ; 4 by default."),
+    backbone:str | None = _method_backbone, image_size:int | None = _image_size, weights:Path | None = _weights,
+    device:str | None = _embed_device,
     splits:str | None = _splits, labels:str | None = _class_labels,
+    stale:str | None = _stored_stale,
     overwrite:bool = _overwrite, dry_run:bool = _dry_run, as_json:bool = _json, quiet:bool = _quiet,
 ):
     "Find exact and near duplicates, and keep one of each group."
-    job = _Job(path, outputs, None, backbone, image_size, weights, device, dict(splits=splits, labels=labels),
+    job = _Job(path, outputs, None, backbone, image_size, weights, device, dict(splits=splits, labels=labels), stale,
                overwrite, dry_run, as_json, quiet)
     with _in_one_line():
-        from diffprune.features.duplicates import check_limits
         from diffprune.pruning.steps import run_steps
-        if by not in ("features", "hash", "both", "none"): raise ValueError(f"--by {by}: features, hash, both or none is expected")
-        embedded, hashed = by in ("features", "both"), by in ("hash", "both")
-        limits = dict(max_distance=max_distance if embedded else None, max_bits=max_bits if hashed else None)
-        check_limits(keep=keep_rule, features=embedded, **limits)
-        job.check()
-        found, _ = job.read(_backbones([], embedded, backbone))
+        with _usage():
+            limits, keep_rule = _limits(by, max_distance, max_bits, keep_rule)
+            backbones = _backbones([], by in ("features", "both"), backbone)
+        job.check(backbones)
+        found, _ = job.read(backbones)
         _finish(job, found, run_steps([], found.ids, None, _duplicates(job, found, keep_rule, **limits)))
+
+def _limits(by, max_distance, max_bits, keep_rule):
+    "What makes near duplicates, and which of them stays. Raises a ValueError for a limit that would change nothing."
+    from diffprune.features.duplicates import check_limits
+    if by not in ("features", "hash", "both", "none"): raise ValueError(f"--by {by}: features, hash, both or none is expected")
+    embedded, hashed = by in ("features", "both"), by in ("hash", "both")
+    if max_distance is not None and not embedded: raise ValueError(f"--max-distance has no effect with --by {by}")
+    if max_bits is not None and not hashed: raise ValueError(f"--max-bits has no effect with --by {by}")
+    given = lambda value, default: default if value is None else value
+    limits = dict(max_distance=given(max_distance, 0.02) if embedded else None, max_bits=given(max_bits, 4) if hashed else None)
+    check_limits(keep=given(keep_rule, "largest"), features=embedded, **limits)
+    return limits, given(keep_rule, "largest")
 
 # %% ../nbs/cli.ipynb #cfb0b19d
 @app.command()
 def score(
     path:str | None = _path, outputs:list[str] = _outputs, features:Path | None = _features,
-    method:str = typer.Option("cluster_lite0", "--method", "-m", help="One method, see `diffprune methods`."),
-    clusters:int | None = _clusters, seed:int = _seed, backbone:str = _method_backbone, image_size:int = _image_size,
-    weights:Path | None = _weights, device:str = _embed_device, splits:str | None = _splits, labels:str | None = _class_labels,
+    method:str = typer.Option("cluster", "--method", "-m", help="One method, see `diffprune methods`."),
+    clusters:int | None = _clusters, seed:int = _seed, backbone:str | None = _method_backbone,
+    image_size:int | None = _image_size, weights:Path | None = _weights, device:str | None = _embed_device,
+    splits:str | None = _splits, labels:str | None = _class_labels, stale:str | None = _stored_stale,
     overwrite:bool = _overwrite, dry_run:bool = _dry_run, as_json:bool = _json, quiet:bool = _quiet,
 ):
     "Score and rank all images by a method, and drop none."
-    job = _Job(path, outputs, features, backbone, image_size, weights, device, dict(splits=splits, labels=labels),
+    job = _Job(path, outputs, features, backbone, image_size, weights, device, dict(splits=splits, labels=labels), stale,
                overwrite, dry_run, as_json, quiet)
     more = dict(random_state=seed) | ({} if clusters is None else dict(n_clusters=clusters))
     with _in_one_line():
-        if ":" in method or "," in method: raise ValueError(f"--method {method}: one method without a share is expected")
-        _prune(job, method, dict(pruning_ratio=0.0), more, False, "first")
+        if ":" in method or "," in method: _stop(f"--method {method}: one method without a share is expected", 2)
+        _prune(job, method, dict(pruning_ratio=0.0), more, False, None)
 
 # %% ../nbs/cli.ipynb #db7fd079
 @app.command()
 def embed(
     path:str = typer.Argument(..., help=_path.help),
     output:Path = typer.Option(..., "--output", "-o", help="FILE.npy, or FILE.parquet with id, path and label."),
-    backbone:str = _method_backbone, image_size:int = _image_size, weights:Path | None = _weights, device:str = _embed_device,
-    splits:str | None = _splits, labels:str | None = _class_labels, overwrite:bool = _overwrite, as_json:bool = _json, quiet:bool = _quiet,
+    backbone:str | None = _method_backbone, image_size:int | None = _image_size, weights:Path | None = _weights,
+    device:str | None = _embed_device,
+    splits:str | None = _splits, labels:str | None = _class_labels, stale:str | None = _stored_stale,
+    overwrite:bool = _overwrite, as_json:bool = _json, quiet:bool = _quiet,
 ):
     "Write the features of all images; what the feature store has is not computed again."
-    job = _Job(path, [], None, backbone, image_size, weights, device, dict(splits=splits, labels=labels), overwrite, False, as_json, quiet)
+    job = _Job(path, [], None, backbone, image_size, weights, device, dict(splits=splits, labels=labels), stale,
+               overwrite, False, as_json, quiet)
     with _in_one_line():
-        if output.suffix not in (".npy", ".parquet"): raise ValueError(f"output {output}: features are written as .npy or .parquet")
-        from diffprune.pruning.exports import Destination, check_destinations
-        from diffprune.pruning.registry import full_backbone
-        here = Path(path).expanduser() if Path(path).expanduser().exists() else None
-        check_destinations([Destination(output.suffix[1:], output)], here, overwrite)
-        job.check()
-        found, _ = job.read([full_backbone(backbone)])
-        _write_features(found, output)
-        job.outputs = [output]
+        from diffprune.pruning.exports import Destination
+        if output.suffix not in (".npy", ".parquet"): _stop(f"output {output}: features are written as .npy or .parquet", 2)
+        job.outputs = [Destination(output.suffix[1:], output.expanduser())]
+        with _usage(): backbones = _backbones([], True, backbone)
+        job.check(backbones)
+        found, _ = job.read(backbones)
+        _write_features(found, job.outputs[0].path)
         job.finish(f"{len(found):,} images, {found.n_embedded:,} of them embedded now, {found.features.shape[1]} features each")
 
 def _write_features(found, output):
@@ -294,34 +424,44 @@ def _write_features(found, output):
 @app.command()
 def balance(
     path:str | None = _path,
-    output:Path = typer.Option(..., "--output", "-o", help="FILE.csv, .parquet or .jsonl with id, path, label, cluster, weight."),
+    output:str = typer.Option(..., "--output", "-o", help="FILE.csv, .parquet or .jsonl with id, path, label, cluster, weight."),
     features:Path | None = _features,
     by:str = typer.Option("clusters", help="What is to be balanced: clusters, or labels."),
     strength:float = typer.Option(1.0, min=0, max=1, help="1 makes groups equally likely, 0 leaves images equally likely."),
-    clusters:int = typer.Option(24, min=1, help="Number of clusters."), seed:int = _seed,
-    backbone:str = _method_backbone, image_size:int = _image_size, weights:Path | None = _weights, device:str = _embed_device,
-    splits:str | None = _splits, labels:str | None = _class_labels, overwrite:bool = _overwrite, as_json:bool = _json, quiet:bool = _quiet,
+    clusters:int | None = typer.Option(None, min=1, help="Number of clusters; 24 by default."),
+    seed:int | None = typer.Option(None, min=0, help="Seed of the clusters; 0 by default."),
+    backbone:str | None = _method_backbone, image_size:int | None = _image_size, weights:Path | None = _weights,
+    device:str | None = _embed_device,
+    splits:str | None = _splits, labels:str | None = _class_labels, stale:str | None = _stored_stale,
+    overwrite:bool = _overwrite, as_json:bool = _json, quiet:bool = _quiet,
 ):
     "Weights with which images are drawn so that all groups come up alike, without dropping any."
-    job = _Job(path, [str(output)], features, backbone, image_size, weights, device, dict(splits=splits, labels=labels),
+    job = _Job(path, [output], features, backbone, image_size, weights, device, dict(splits=splits, labels=labels), stale,
                overwrite, False, as_json, quiet)
-    with _in_one_line():
-        if output.suffix not in (".csv", ".parquet", ".jsonl"): raise ValueError(f"output {output}: .csv, .parquet or .jsonl is expected")
-        if by not in ("clusters", "labels"): raise ValueError(f"--by {by}: clusters or labels is expected")
-        job.check()
-        _balance(job, output, by, strength, clusters, seed)
+    with _in_one_line(): _balance(job, by, strength, dict(n_clusters=clusters, random_state=seed))
 
-def _balance(job, output, by, strength, clusters, seed):
-    from diffprune.pruning.exports import write_table
+def _balance(job, by, strength, options):
+    from diffprune.pruning.exports import parse_destination, write_table
     from diffprune.pruning.outputs import balance_weights
-    from diffprune.pruning.steps import parse_steps, run_steps
-    steps = parse_steps("cluster", 0.0, backbone=job.backbone)
-    found, features_of = job.read(_backbones(steps, False, job.backbone) if by == "clusters" else ())
+    from diffprune.pruning.steps import run_steps
+    with _usage():
+        job.outputs = [parse_destination(o) for o in job.outputs]
+        if (d := job.outputs[0]).form not in ("csv", "parquet", "jsonl"):
+            raise ValueError(f"output {d}: .csv, .parquet or .jsonl is expected")
+        if by not in ("clusters", "labels"): raise ValueError(f"--by {by}: clusters or labels is expected")
+        balance_weights([0], strength)
+        options = {k: v for k, v in options.items() if v is not None}
+        if options and by == "labels":
+            raise ValueError(f"--{'clusters' if 'n_clusters' in options else 'seed'} has no effect with --by labels")
+        steps = _steps("cluster", dict(pruning_ratio=0.0), job.backbone, False, job.features is not None) if by == "clusters" else []
+        backbones = _backbones(steps, False, job.backbone)
+    job.check(backbones, looks=by == "clusters")
+    found, features_of = job.read(backbones)
     if by == "labels" and (found.labels < 0).any(): raise ValueError("some images have no class to balance; use --by clusters")
-    chosen = run_steps(steps if by == "clusters" else [], found.ids, features_of, n_clusters=clusters, random_state=seed)
+    chosen = run_steps(steps, found.ids, features_of, **dict(random_state=0) | options)
     groups = chosen.clusters if by == "clusters" else found.labels
     table = _table(found, chosen).head(len(found))[["id", "path", "label", "cluster"]].assign(weight=balance_weights(groups, strength))
-    write_table(table, output.suffix[1:], output)
+    write_table(table, d.form, d.path)
     for note in chosen.notes: job.say(note)
     job.finish(f"{len(found):,} images in {len(set(groups.tolist()))} groups", groups=len(set(groups.tolist())))
 
@@ -341,6 +481,8 @@ def datasets():
     for name in known_datasets(): typer.echo(name)
 
 # %% ../nbs/cli.ipynb #cell-27
+_stale = typer.Option("warn", help="Stored results that other code, packages or devices made than today's: use them, warn and use them, "
+                      "or recompute them.")
 _dataset = typer.Option("digits", help="Data set: digits, openmoji, avatars, celebahq, folder:/path, …")
 _preset = typer.Option("cpu", help="smoke, cpu, gpu or paper.")
 _methods = typer.Option(None, "--methods", "-m", help="Comma-separated methods; the preset's by default.")
@@ -351,11 +493,11 @@ _root = typer.Option(None, help="Where the data are.")
 _workers = typer.Option(None, min=1, help="Runs at a time on each device.")
 _device = typer.Option(None, help="cpu, cuda (all GPUs), cuda:1, or several with commas; the GPUs by default, if there are any.")
 
-def _study(dataset, preset, methods, ratios, seeds, backbone, root, workers, device):
+def _study(dataset, preset, methods, ratios, seeds, backbone, root, workers, device, stale):
     from diffprune.report.figures import parse_list
     from diffprune.study.study import Study
     return Study(dataset, preset, methods and parse_list(methods), parse_list(ratios), parse_list(seeds), backbone,
-                 root=root, workers=workers, device=device)
+                 root=root, workers=workers, device=device, stale=stale)
 
 # %% ../nbs/cli.ipynb #cell-29
 def _results(study, executor, minutes, device, wait, options):
@@ -382,7 +524,7 @@ def study(
     mem_gb:int | None = typer.Option(None, min=1, help="Memory of a Slurm job, GB."),
     parallel:int | None = typer.Option(None, min=1, help="Slurm jobs of the grid at a time."),
     account:str | None = typer.Option(None, help="Slurm account."),
-    wait:bool = typer.Option(True, help="Wait for the jobs and print the results."),
+    wait:bool = typer.Option(True, help="Wait for the jobs and print the results."), stale:str = _stale,
 ):
     "Compute the missing runs of a study and print the results."
     options = dict(slurm_partition=partition, gpus_per_node=gpus, cpus_per_task=cpus, mem_gb=mem_gb,
@@ -391,8 +533,12 @@ def study(
     if options and executor != "slurm": _stop(f"{', '.join(options)}: only for --executor slurm", 1)
     with _in_one_line(RuntimeError):
         from diffprune.core.parallel import is_main
-        found = _study(dataset, preset, methods, ratios, seeds, metrics_backbone, root, workers, device)
+        from diffprune.study.executors import check_executor
+        if executor is not None: check_executor(executor)
+        found = _study(dataset, preset, methods, ratios, seeds, metrics_backbone, root, workers, device, stale)
+        if is_main(): typer.echo(f"before: {found.power_text()}", err=True)
         table = _results(found, executor, minutes, device, wait, options)
+        if table is not None and is_main(): typer.echo(f"after: {found.power_text()}", err=True)
     if table is None: return
     wide = table.pivot_table(index=["method", "pruning_ratio"], columns="name", values="value", sort=False, dropna=False).dropna(how="all")
     if is_main(): typer.echo(wide.round(3).to_string())
@@ -403,12 +549,18 @@ def plan(
     dataset:str = _dataset, preset:str = _preset, methods:str | None = _methods, ratios:str = _ratios, seeds:str = _seeds,
     metrics_backbone:str | None = _backbone, root:Path | None = _root, workers:int | None = _workers, device:str | None = _device,
     estimate:bool = typer.Option(True, help="Time this machine for up to about a minute and estimate hours and disk."),
+    stale:str = _stale,
 ):
     "Show the stages of a study, which are in the store already, and what the rest costs on this machine; make nothing."
     with _in_one_line():
         from diffprune.study.study import plan_summary
-        stages = _study(dataset, preset, methods, ratios, seeds, metrics_backbone, root, workers, device).plan(estimate)
+        found = _study(dataset, preset, methods, ratios, seeds, metrics_backbone, root, workers, device, stale)
+        stages = found.plan(estimate)
+    typer.echo(found.power_text())
     typer.echo(plan_summary(stages).to_string(float_format=lambda v: f"{v:.3g}"))
+    if old := stages.stale.sum():
+        then = "will be made anew" if stale == "recompute" else "--stale=recompute makes them anew"
+        typer.echo(f"{old} stored results are stale: made by other code, packages or devices than today's; {then}.")
     if stages.hash.isna().all(): typer.echo("The data are not here, so nothing can be looked up in the store.")
     if estimate: typer.echo("device_hours: of one device of this machine; working_gib: taken by each run while it is computed, then freed.")
 
@@ -418,27 +570,37 @@ app.add_typer(store_app, name="store")
 
 @store_app.command("list")
 def store_list(kind:str | None = typer.Argument(None, help="Only this kind.")):
-    "List artifacts, oldest first: kind, hash, date, seconds, size, commit."
+    "List artifacts, oldest first: kind, hash, date, seconds, size, commit, and why they are stale."
+    from diffprune.core.origins import stale_in
     from diffprune.core.store import Store
     store = Store()
-    found = store.artifacts(kind)
+    with _in_one_line(): found, stale = store.artifacts(kind or None), stale_in(store, kind or None)
+    if kind == "" or kind is not None and not found:
+        known = sorted({a.kind for a in store.artifacts()})
+        _stop(f"there are no artifacts of kind {kind!r} in the store; it has {', '.join(known) or 'none at all'}", 1)
     typer.echo(f"{store.root}: {len(found)} artifacts, {sum(a.mib for a in found):.1f} MiB")
     for a in found:
-        typer.echo(f"{a.kind:<14} {a.hash}  {a.meta['created'][:19]} {a.meta['seconds']:>10.1f} s {a.mib:>10.2f} MiB  {a.meta['commit']}")
+        typer.echo(f"{a.kind:<14} {a.hash}  {a.meta['created'][:19]} {a.meta['seconds']:>10.1f} s {a.mib:>10.2f} MiB  {a.meta['commit']}"
+                   + (f"  stale: {', '.join(why)}" if (why := stale.get(a.hash)) else ""))
 
 @store_app.command("studies")
 def store_studies():
     "List the studies that were computed in the store: name, artifacts, arguments."
     from diffprune.core.store import Store
-    for name, found in Store().studies().items(): typer.echo(f"{name}: {len(found['artifacts'])} artifacts, {found['arguments']}")
+    with _in_one_line(): known = Store().studies()
+    for name, found in known.items(): typer.echo(f"{name}: {len(found['artifacts'])} artifacts, {found['arguments']}")
 
 @store_app.command("verify")
 def store_verify():
-    "Compare the checksums of all files; exit status 1 if something is damaged."
+    "Compare the checksums of all files, and the code and packages behind them with today's; exit status 1 if something is damaged."
+    from diffprune.core.origins import stale_in
     from diffprune.core.store import Store
-    problems = Store().verify()
+    store = Store()
+    with _in_one_line(): problems, stale = store.verify(), Counter(next(iter(why)) for why in stale_in(store).values())
     for path, problem in problems.items(): typer.echo(f"{path}: {problem}")
     typer.echo(f"{len(problems)} damaged artifacts")
+    counts = ", ".join(f"{n} by {why}" for why, n in stale.items())
+    typer.echo(f"{stale.total()} stale artifacts{f': {counts}' if counts else ''}")
     if problems: raise typer.Exit(1)
 
 # %% ../nbs/cli.ipynb #cell-40
@@ -452,6 +614,7 @@ def store_gc(
     "Collect garbage: damaged artifacts, abandoned work and, on request, artifacts that no study needs."
     from diffprune.core.store import Store
     store = Store()
+    if older_than is not None and not 0 <= older_than <= 1e6: _stop(f"--older-than {older_than}: give days, 0 or more", 1)
     with _in_one_line(): found = store.collect(_artifacts_of(store, keep), older_than, dry_run=not delete)
     if len(found): typer.echo(found.drop(columns="deleted").to_string(index=False, float_format=lambda v: f"{v:.2f}"))
     typer.echo(f"{found.mib.sum():.1f} MiB in {len(found)} folders {'deleted' if delete else 'can be deleted (nothing was; use --delete)'}")

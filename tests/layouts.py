@@ -42,7 +42,7 @@ def picture(mode, value, format):
 @st.composite
 def places(draw):
     "Folders in which files will lie: of a shape that somebody might mean, or of none."
-    shape = draw(st.sampled_from(["flat", "classes", "splits", "splits and classes", "alike", "class-major", "any", "any"]))
+    shape = draw(st.sampled_from(["flat", "classes", "splits", "splits and classes", "alike", "class-major", "shards", "any", "any"]))
     some = lambda pool, most: draw(st.lists(st.sampled_from(pool), min_size=1, max_size=most, unique=True))
     if shape == "flat": found = [""]
     elif shape == "classes": found = some(CLASSES, 4)
@@ -50,6 +50,7 @@ def places(draw):
     elif shape == "splits and classes": found = [f"{s}/{c}" for s in some(SPLITS, 3) for c in some(CLASSES, 3)]
     elif shape == "alike": found = some(ALIKE, 3)
     elif shape == "class-major": found = [f"{c}/{s}" for c in some(CLASSES, 3) for s in some(SPLITS, 2)]
+    elif shape == "shards": found = some(["00000", "00001", "00002"], 3)
     else: found = ["/".join(draw(st.lists(st.sampled_from([*SPLITS, *CLASSES, *ALIKE]),
                                           max_size=3))) for _ in range(draw(st.integers(1, 5)))]
     if draw(st.integers(0, 3)) == 0: found = [f"photos/{f}".rstrip("/") for f in found]  # one folder around everything
@@ -62,6 +63,7 @@ def files(draw):
     "path -> (bytes, RGB or None, whether it can be read); bytes None for a link that leads nowhere."
     found = {}
     for folder in draw(places()):
+        if folder[-5:].isdigit() and draw(st.integers(0, 4)): found[f"{folder}_stats.json"] = (b"{}", None, None)
         for _ in range(draw(st.integers(1, 4))):
             kind = draw(st.sampled_from(["image"] * 6 + ["damaged", "other", "sidecar", "odd name", "link"]))
             stem, extension = draw(st.sampled_from(STEMS)), draw(st.sampled_from(IMAGES))

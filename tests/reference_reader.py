@@ -117,6 +117,9 @@ def folder_classes(below, how):
     depth = pass_over(list(below.values()), False)
     short = {p: "/".join(s.split("/")[depth:]) for p, s in below.items()}
     loose = [p for p, s in short.items() if not first(s)]
+    names = {first(s) for s in short.values()}
+    if how == "auto" and len(names) == 1 and not loose and names.pop().lower() in ("images", "image", "imgs", "img"):
+        return dict.fromkeys(below)
     if how == "auto" and 2 * len(loose) > len(below): return dict.fromkeys(below)
     return {p: first(s) for p, s in short.items()}
 
@@ -176,18 +179,21 @@ def read_folder(root, splits="auto", labels="auto"):
     part = splits_of(images, splits)
     metadata = [p for p in others if posixpath.basename(p).lower() in ("metadata.csv", "metadata.jsonl")] if labels == "auto" else []
     given = metadata_classes(root, metadata, set(images))
-    classes = {}
+    if labels == "auto" and all(posixpath.dirname(p) + "_stats.json" in others for p in images): labels = "none"  # of img2dataset
+    classes, told = {}, set()
     for split in ("train", "val", "test"):
         below = {p: s for p, (k, s) in part.items() if k == split}
         if not below: continue
         of = folder_classes(below, labels)
-        if given and set(below) & set(given[0]): of = {p: given[0].get(p) for p in below}
+        if given and set(below) & set(given[0]):
+            of = {p: given[0].get(p) for p in below}
+            told.add(split)
         classes[split] = of
     leaders = [classes["train"]] if "train" in classes else classes.values()
     leading = {c for of in leaders for c in of.values() if c}
     for split, of in classes.items():
         names = {c for c in of.values() if c}
-        if names and not names & leading: classes[split] = dict.fromkeys(of)
+        if names and not names & leading and split not in told: classes[split] = dict.fromkeys(of)
     used = sorted({c for of in classes.values() for c in of.values() if c})
     names = given[1] if given and set(used) <= set(given[1]) else used
     ignored = {p: "no image" for p in others} | {p: "in no split" for p,

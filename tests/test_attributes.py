@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import accuracy_score, confusion_matrix
 
+from diffprune.metrics.comparisons import seed_interval
 from diffprune.report.attributes import AttributeClassifier, adjusted_shares, fit_attributes, join_rare, minority_shares, share_changes
-from diffprune.report.verdicts import seed_interval
 from diffprune.study.study import Study
 
 shares = arrays(float, 4, elements=st.floats(0.01, 1)).map(lambda a: a / a.sum())

@@ -310,7 +310,7 @@ def hf_data(labels=None, ids=None, n=3):
     ([0, None, 1], None, "row 1 has no label"), ([0.0, 1.0, float("nan")], None, "row 2 has no label"),
     (["a", "b", ""], None, "row 2 has no label"),
     ([0.0, 1.0, 1.5], None, "row 2: label 1.5"), ([0, 1, 1], ["x", "y", "x"], "'x' is that of row 0 and of row 2"),
-    ([[0], [1], [1]], None, "row 0: label \\[0\\]")])
+    ([0, 1, 1], ["x", None, "y"], "row 1 has no id"), ([[0], [1], [1]], None, "row 0: label \\[0\\]")])
 def test_from_hf_names_the_row_at_fault(labels, ids, message):
     with pytest.raises(ValueError, match=message): ImageDataset.from_hf(hf_data(labels, ids))
 

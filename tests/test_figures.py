@@ -9,7 +9,7 @@ import pytest
 from figure_runs import LONGEST, NOTEBOOKS, run_alone
 from notebooks import ROOT, papermill, parameters_cell, run_head, run_here
 
-COMMON = {"dataset", "preset", "seeds", "metrics_backbone", "root", "device", "workers", "overrides", "force"}
+COMMON = {"dataset", "preset", "seeds", "metrics_backbone", "root", "device", "workers", "overrides", "force", "stale"}
 
 
 def code_cells(name):
@@ -97,7 +97,7 @@ def test_settings_of_the_machine_and_of_the_preset_reach_the_figure(tmp_path, st
     assert done.returncode == 0, done.stderr[-3000:]
     origin = json.loads((tmp_path / "papers_figures/digits/smoke/fig2_qualitative_seed0.json").read_text(encoding="utf-8"))
     assert origin["overrides"] == {"train.steps": 5, "n_bootstrap": 2} and origin["settings"]["train"]["steps"] == 5
-    assert (origin["device"], origin["workers"]) == ("cpu", 1)
+    assert (origin["drawn"]["device"], origin["drawn"]["workers"]) == ("cpu", 1)
 
 
 def test_papermill_stops_at_a_wrong_parameter(tmp_path, store_root):

@@ -1,8 +1,10 @@
 """Habits of the house that can be read off the source: rhythm, docments, one dialect."""
 import ast
 import io
+import json
 import re
 import tokenize
+from collections import Counter
 from pathlib import Path
 
 import nbformat
@@ -76,3 +78,80 @@ def test_signatures_have_one_dialect(cells):
                 line, at = lines[node.annotation.lineno - 1], node.annotation.col_offset
                 if line[at - 1] == " ": spaced.append(line.strip())
     assert not spaced, "written `name:type=default,  # meaning` elsewhere: " + "; ".join(spaced)
+
+
+WORDS = re.compile(r"[A-Za-z_]\w*")
+
+
+def words_of(path):
+    "The words in a file; of a notebook, those in its code."
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb": text = "\n".join(c.source for c in nbformat.reads(text, 4).cells if c.cell_type == "code")
+    return set(WORDS.findall(text))
+
+
+def used_only_at_home():
+    "Public functions and constants that no other module, notebook, test, benchmark, tool or recipe mentions. What is registered is used."
+    users = {p: words_of(p) for folder in ("nbs", "tests", "benchmarks", "tools") for p in (ROOT / folder).rglob("*.*")
+             if p.suffix in (".py", ".ipynb") and p != Path(__file__)}
+    users[ROOT / "CONTRIBUTING.md"] = words_of(ROOT / "CONTRIBUTING.md")
+    mentions = Counter(word for words in users.values() for word in words)
+    for notebook in NOTEBOOKS:
+        for cell in nbformat.read(notebook, 4).cells:
+            if not exported(cell): continue
+            for node in ast.parse(cell.source).body:
+                names = [node.name] if isinstance(node, ast.FunctionDef) and not node.decorator_list else []
+                if isinstance(node, ast.Assign): names = [n.id for t in node.targets for n in ast.walk(t) if isinstance(n, ast.Name)]
+                yield from (f"{notebook.parent.name}/{notebook.stem}: {n}" for n in names if not n.startswith("_") and mentions[n] == 1)
+
+
+# Names that still wait for their underscore; the list only ever gets shorter.
+WITHOUT = {
+    "core/00_store": "created_after default_store_root",
+    "core/01_lineage": "PACKAGES modules_behind reached_behind",
+    "core/03_stages": "REASONS SCOPES STALE lineage_of",
+    "core/05_origins": "ancestry made_by",
+    "data/01_decode": "DECODER decode_block",
+    "data/05_folders": "NO_CHANGE_TIME",
+    "data/06_layouts": "METADATA_FILES find_classes find_splits metadata_labels split_folders",
+    "data/07_shards": "member_keys second_images",
+    "data/08_tables": "read_hf_images read_parquet_images",
+    "data/09_reuse": "known_pixels read_or_copy",
+    "data/10_sources": "FOLDER_SPLITS RECORD_SPLITS VAL_LISTS data_root read_val_labels shards_of",
+    "data/11_openmoji": "SKIN_TONES openmoji_version",
+    "data/12_avatars": "NONE_SHARE",
+    "features/03_duplicates": "group_duplicates keep_order near_by_hash",
+    "features/04_feature_store": "REASON_BYTES embed_records feature_folder pixel_records read_contents",
+    "metrics/10_comparisons": "max_t_tail",
+    "models/03_train": "make_accelerator seed_generator",
+    "nbs/cli": "store_app",
+    "report/01_figures": "made_text poorer",
+    "report/07_attributes": "reliability_plot",
+    "report/09_rules": "STEPS published_evidence rule_changes",
+    "study/00_presets": "paper_methods",
+    "study/02_makers": "diffusion_model load_model load_norm load_vqvae sample_labels",
+    "study/04_departures": "LATENT_SCALES constant_norm departing_subset make_constant_latents make_departing_subset make_ema_proxy "
+                           "make_single_draw_scores make_stale_surrogates make_swapped_metrics make_unclamped_samples "
+                           "stale_label_products",
+    "study/05_costs": "KNOWN_COUNTS free_memory operations_per_second seconds_of time_backbone time_vqvae",
+    "study/06_schedule": "worker_device",
+    "study/08_executors": "EXECUTORS",
+    "study/09_baseline_runs": "baseline_samples make_baseline make_baseline_samples",
+}
+
+
+def test_names_used_only_at_home_have_an_underscore():
+    known = {f"{notebook}: {name}" for notebook, names in WITHOUT.items() for name in names.split()}
+    assert sorted(set(used_only_at_home()) - known) == [], "names that nothing else uses begin with an underscore"
+
+
+def test_temporary_folders_are_removed():
+    leaving = [p.relative_to(ROOT).as_posix() for folder in ("nbs", "tests", "benchmarks") for p in sorted((ROOT / folder).rglob("*.*"))
+               if p.suffix in (".py", ".ipynb") and p != Path(__file__)
+               and "mkdtemp()" in (text := p.read_text(encoding="utf-8")) and "rmtree(" not in text]
+    assert not leaving, f"tempfile.TemporaryDirectory removes itself: {leaving}"
+
+
+def test_cells_have_ids_of_their_own():
+    raw = {n: [c["id"] for c in json.loads(n.read_text(encoding="utf-8"))["cells"]] for n in NOTEBOOKS}
+    assert {name(n): sorted({i for i in ids if ids.count(i) > 1}) for n, ids in raw.items() if len(set(ids)) < len(ids)} == {}

@@ -10,7 +10,8 @@ from diffprune.models.dit import DiT
 from diffprune.models.flow import interpolate
 from diffprune.pruning.gradients import sample_gradients, sample_projections
 from diffprune.pruning.influence import mean_influence, output_energy, random_directions, self_influence
-from diffprune.pruning.scores import ProbeGrid, ProbeSet, dtrak_scores, influences, probe_projections
+from diffprune.pruning.probes import ProbeGrid, ProbeSet, influences, probe_projections
+from diffprune.pruning.scores import dtrak_scores
 
 
 def dit(dtype=torch.float64, **kw):

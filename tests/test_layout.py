@@ -108,14 +108,70 @@ def test_parameters_tag_survives_cleaning(tmp_path):
     assert any("parameters" in c["metadata"].get("tags", []) for c in cells)
 
 
+def definitions():
+    "(module, statement, names that it defines) at the top of every module; without what `patch` adds to classes."
+    for path in sorted((ROOT / "diffprune").rglob("*.py")):
+        if path.name in ("_modidx.py", "__init__.py"): continue
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not patched(node) else []
+            if isinstance(node, (ast.Assign, ast.AnnAssign)):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names = [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
+            yield path.relative_to(ROOT / "diffprune").with_suffix("").as_posix().replace("/", "."), node, names
+
+
+def patched(node):
+    "The names of the classes that a function is a method of by `patch`; none for other statements."
+    if not any(isinstance(n, ast.Name) and n.id == "patch" for d in getattr(node, "decorator_list", []) for n in ast.walk(d)): return set()
+    return {n.id for n in ast.walk(node.args.args[0].annotation) if isinstance(n, ast.Name)}
+
+
+def public(name): return not name.startswith("_") and name != "log"
+
+
 def test_a_public_name_means_one_thing():
     homes = {}
-    for path in (ROOT / "diffprune").rglob("*.py"):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            patched = any(isinstance(n, ast.Name) and n.id == "patch" for d in getattr(node, "decorator_list", []) for n in ast.walk(d))
-            named = [] if patched else [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else []
-            if isinstance(node, ast.Assign): named = [n.id for t in node.targets for n in ast.walk(t) if isinstance(n, ast.Name)]
-            for name in named:
-                if not name.startswith("_") and name not in ("log", "d"):
-                    homes.setdefault(name, set()).add(path.relative_to(ROOT).as_posix())
+    for module, _, names in definitions():
+        for name in filter(public, names): homes.setdefault(name, set()).add(module)
+    assert len(homes) > 300
     assert {n: sorted(h) for n, h in homes.items() if len(h) > 1} == {}
+
+
+def test_a_name_is_imported_from_its_home():
+    homes, elsewhere = {name: module for module, _, names in definitions() for name in filter(public, names)}, []
+    for module in {module for module, _, _ in definitions()}:
+        for node in ast.walk(ast.parse((ROOT / "diffprune" / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or not (node.level or (node.module or "").startswith("diffprune")): continue
+            source = ".".join([*module.split(".")[:-node.level], *filter(None, (node.module or "").split("."))]) if node.level \
+                else node.module.removeprefix("diffprune.")
+            elsewhere += [f"{module}: {a.name} from {source}" for a in node.names
+                          if homes.get(a.name, source) != source and source != "metrics.evaluate"]  # which gathers the metrics for users
+    assert elsewhere == []
+
+
+def test_methods_are_patched_at_home():
+    classes = {(module, node.name) for module, node, _ in definitions() if isinstance(node, ast.ClassDef)}
+    methods = [(module, node.name, owner) for module, node, _ in definitions() for owner in patched(node)]
+    assert len(methods) > 100
+    assert [m for m in methods if (m[0], m[2]) not in classes] == []
+
+
+def test_constructor_attributes_are_set_at_home():
+    fields, homes = {}, {}  # attribute -> classes; class -> module
+    for module, node, _ in definitions():
+        if not isinstance(node, ast.ClassDef): continue
+        homes[node.name] = module
+        for n in node.body:
+            if isinstance(n, ast.AnnAssign): fields.setdefault(n.target.id, set()).add(node.name)
+        for init in (n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"):
+            for n in ast.walk(init):
+                if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store) and ast.unparse(n.value) == "self":
+                    fields.setdefault(n.attr, set()).add(node.name)
+    assert {"store", "root", "methods"} <= set(fields)
+    found = []
+    for module, node, _ in definitions():
+        for n in ast.walk(node):
+            if not isinstance(n, ast.Attribute) or not isinstance(n.ctx, ast.Store): continue
+            if ast.unparse(n.value) in ("self", "cls", "bar", "node"): continue  # a bar is tqdm's, a node of the syntax tree Python's
+            if n.attr in fields and module not in {homes[c] for c in fields[n.attr]}: found.append(f"{module}: {ast.unparse(n)}")
+    assert found == []

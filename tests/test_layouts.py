@@ -33,7 +33,8 @@ def make(root, *paths, **texts):
     "A folder of small images at `paths`; other files by their text."
     for path in paths:
         (root/path).parent.mkdir(parents=True, exist_ok=True)
-        (root/path).write_bytes(PIXEL + path.encode())  # all of them differ
+        other = path.endswith((".txt", ".json", ".csv", ".parquet"))
+        (root/path).write_bytes(b"no picture" if other else PIXEL + path.encode())  # all pictures differ
     for path, text in texts.items(): (root/path).write_text(text)
     return root
 
@@ -66,6 +67,13 @@ LAYOUTS = {
     "names that differ in the split alone": ("cars_train/1.png cars_test/2.png", dict(train=".", test=".")),
     "splits below classes": ("cat/train/1.png cat/test/2.png dog/train/3.png", dict(train="cat dog", test="cat")),
     "tiny imagenet": ("train/n1/images/1.png train/n2/images/2.png val/images/3.png", dict(train="n1 n2", val=".")),
+    "images of detectors": ("train/images/1.png train/labels/1.txt valid/images/2.png", dict(train=".", val=".")),
+    "a folder called images": ("photos/images/1.png photos/images/2.png", dict(train=". .")),
+    "images holds the classes": ("images/cat/1.png images/dog/2.png", dict(train="cat dog")),
+    "shards of img2dataset": ("00000/1.png 00000/1.json 00000/1.txt 00001/2.png 00000_stats.json 00001_stats.json 00000.parquet",
+                              dict(train=". .")),
+    "numbers for names": ("0/1.png 1/2.png 1_stats.json", dict(train="0 1")),
+    "thumbnails of a disk station": ("cat/1.png cat/@eaDir/1.png/T.jpg @eaDir/2.png dog/2.png", dict(train="cat dog")),
     "val has one class more": ("train/a/1.png train/b/2.png val/b/3.png val/c/4.png", dict(train="a b", val="b c")),
     "classes with words in their names": ("test_tube/1.png train_station/2.png trainer/3.png",
                                           dict(train="test_tube train_station trainer")),
@@ -83,7 +91,8 @@ def test_what_a_layout_means(name, tmp_path, store):
     make(tmp_path/"d", **{"README.txt": "text", "Thumbs.db": "x", ".DS_Store": "x", "licence.pdf": "%PDF", "features.h5": "x"})
     layout = read_layout(tmp_path/"d", store=store)
     assert meaning(layout) == expected
-    assert len(layout.ignored) == len(paths.split()) + 5 + (sum(map(len, layout.parts.values())) < len(layout.files))
+    others = sum(path.endswith((".txt", ".json", ".parquet")) for path in paths.split())
+    assert len(layout.ignored) == len(paths.split()) + 5 + others + (sum(map(len, layout.parts.values())) < len(layout.files))
     report = load_dataset(tmp_path/"d", "all", store=store, image_size=8, progress=False).report()
     assert report.splits == {"all": sum(map(len, layout.parts.values()))} | {s: len(i) for s, i in layout.parts.items()}
     counts = [c for text in expected.values() for c in text.split() if c != "."]
@@ -128,6 +137,9 @@ def test_the_ways_out_decide(tmp_path, store):
     ("photos/cat/1.png photos/dog/2.png", "all images lie in photos/"),
     ("train/1.png training/2.png val/3.png", "train/, training/ is read as the split 'train'"),
     ("train/1.png val/2.png x/3.png", "left out: x/3.png"),
+    ("images/1.png labels/1.txt", "images/ is not taken for a class"),
+    ("00000/1.png 00000_stats.json", "00000/ not taken for classes, but for shards of img2dataset"),
+    ("1.png list.csv labels.csv", "there are no classes, and labels.csv, list.csv not read: classes come from folders, or from"),
     ("a_train/1.png a_val/2.png", "a_train/ is read as the split 'train'"),
     ("c/train/1.png c/val/2.png d/train/3.png", "below the class folders")])
 def test_rules_are_printed_when_they_decide(paths, note, tmp_path, store, caplog):
@@ -199,6 +211,23 @@ def test_metadata_below_splits_and_at_two_levels(tmp_path, store):
     make(tmp_path/"d", **{"metadata.csv": rows_as("csv", [("train/1.png", "b")])})
     contradiction = "train/1.png has label 'b' in metadata.csv, line 2, but 'a' in train/metadata.csv, line 2"
     with pytest.raises(ValueError, match=contradiction): read_layout(tmp_path/"d", store=store)
+
+
+def test_classes_by_metadata_are_kept_in_a_split_that_shares_none(tmp_path, store):
+    make(tmp_path/"d", "train/1.png", "val/3.png", **{"train/metadata.csv": rows_as("csv", [("1.png", 0)]),
+                                                     "val/metadata.csv": rows_as("csv", [("3.png", 3)])})
+    layout = read_layout(tmp_path/"d", store=store)
+    assert meaning(layout) == dict(train="0", val="3") and "val has classes that train has not: 3" in layout.notes
+
+
+def test_lists_and_sidecars_are_no_tables_that_were_missed(tmp_path, store):
+    make(tmp_path/"d", "1.png", **{"1.csv": "x,y\n", "kept.csv": "id,path,label,score,kept\n"})
+    assert read_layout(tmp_path/"d", store=store).notes == []
+
+
+def test_metadata_of_a_spreadsheet(tmp_path, store):
+    make(tmp_path/"d", "1.png", "2.png", **{"metadata.csv": "file_name;label;text\n1.png;b;a, b, c\n2.png;a;x\n"})
+    assert meaning(read_layout(tmp_path/"d", store=store)) == dict(train="b a")
 
 
 def test_metadata_for_one_split_leaves_the_folders_of_the_other(tmp_path, store):

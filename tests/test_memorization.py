@@ -11,6 +11,7 @@ from diffprune.metrics.copying import copying_statistic, copying_test, mann_whit
 from diffprune.metrics.memorization import (
     authenticity,
     control_curve,
+    leaked_rows,
     mean_min_distance,
     memorization,
     replicated_share,
@@ -97,7 +98,9 @@ def test_report_is_reproducible_and_complete(world):
     assert report.replicated == 1 and report.c_t < -5 and report.distance < 0.1 * report.heldout_distance and report.n_train == 600
     with pytest.raises(ValueError, match="one backbone"): memorization(fresh, heldout[:, :3], train)
     with pytest.raises(ValueError, match="training features must hold"): copying_test(fresh, heldout, train[:3], 4)
-    with pytest.raises(ValueError, match="alpha must lie"): memorization(fresh, heldout[:30], train)
+    with pytest.raises(ValueError, match="alpha must lie"): memorization(fresh, heldout, train, alpha=1)
+    few = memorization(fresh, heldout[:30], train)
+    assert np.isnan(few.replicated) and few.reasons["replicated"] == "needs at least 200 held-out images, there are 30"
 
 
 def test_picture_is_sorted_by_distance():
@@ -121,3 +124,51 @@ def test_interval_leaves_global_randomness_alone():
     before = np.random.get_state()[1].tolist()
     bootstrap(np.mean, np.arange(10.0), n_draws=3, random_state=0)
     assert before == np.random.get_state()[1].tolist()
+
+
+@pytest.mark.parametrize("leak", ["exact", "near", "twice"])
+@pytest.mark.parametrize("n_leaked", [1, 4, 40, 390])
+def test_leaked_held_out_images_are_found_and_left_out(world, leak, n_leaked):
+    train, heldout, fresh, copied = world
+    rng, leaky, more = np.random.default_rng(1), heldout.copy(), train
+    leaky[:n_leaked] = train[100:100 + n_leaked]
+    if leak != "exact": leaky[:n_leaked] += 0.02 * rng.standard_normal((n_leaked, 8))
+    if leak == "twice": more = np.concatenate([train, train[100:100 + n_leaked] + 0.02 * rng.standard_normal((n_leaked, 8))])
+    with pytest.warns(UserWarning, match=f"^{n_leaked} of 400 held-out images are copies or near copies .*left out of the calibration"):
+        report = memorization(copied, leaky, more, 0.02, 4, random_state=0, widen=True)
+    assert (report.n_leaked, report.n_heldout) == (n_leaked, 400 - n_leaked)
+    assert report.replicated > 0.99 and report.c_t < -2 and report.heldout_distance > 0.5
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 8, 64])
+def test_fresh_images_are_not_taken_for_leaked_ones(d):
+    "One false alarm in a hundred sets is expected, also where neighbours are near by chance and where density varies."
+    alarms = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        shape = lambda n: rng.standard_normal((n, d)) * rng.choice([0.05, 1, 5], (n, 1))
+        train, heldout = shape(500), shape(200)
+        alarms += len(leaked_rows(nearest(heldout, train), train))
+    assert alarms <= 2
+
+
+def test_all_leaked_or_too_few_leave_reasons_and_the_rest(world):
+    train, heldout, fresh, _ = world
+    with pytest.warns(UserWarning, match="400 of 400"): report = memorization(fresh, train[:400], train, 0.02, 4, random_state=0)
+    assert report.n_heldout == 0 and np.isfinite(report.distance) and np.isfinite(report.authenticity)
+    assert set(report.reasons) == {"heldout_distance", "replicated", "threshold", "false_positive_rate", "heldout_authenticity", "c_t"}
+    assert "after 400 that are in the training set were left out" in report.reasons["c_t"]
+    for n, m, l in ((1, 1, 1), (2, 1, 5), (5, 20, 60), (60, 2, 2), (1, 60, 600)):
+        found = memorization(fresh[:n], heldout[:m], train[:l], 0.02, 4, random_state=0, widen=True)
+        assert np.isfinite(found.distance) and all(np.isnan(getattr(found, name)) for name in found.reasons)
+        assert all(np.isfinite(v) for name, v in vars(found).items() if name != "reasons" and name not in found.reasons)
+
+
+def test_rows_that_are_not_finite_are_left_out_by_number(world):
+    train, heldout, fresh, _ = world
+    spoilt = fresh.copy(); spoilt[[3, 7]] = np.nan
+    with pytest.warns(UserWarning, match="2 of 400 generated images are left out: NaN or infinity in rows 3 and 7"):
+        assert memorization(spoilt, heldout, train, 0.02, 4, random_state=0) == memorization(
+            np.delete(fresh, [3, 7], 0), heldout, train, 0.02, 4, random_state=0)
+    with pytest.raises(ValueError, match="real features must be finite, got NaN or infinity in row 5"):
+        memorization(fresh, heldout, np.where(np.arange(600)[:, None] == 5, np.inf, train))

@@ -111,7 +111,7 @@ def test_a_folder_is_pruned(toys, tmp_path, monkeypatch):
         rows = pd.read_csv(output)
         assert [int(i.split(".")[0]) for i in rows[rows.kept].id] == kept
     said = prune("early")
-    assert said.exit_code == 1 and "needs a trained proxy" in said.output
+    assert said.exit_code == 2 and "needs a trained proxy" in said.output
 
 
 def test_a_study_with_workers_and_its_figure(toys, store, started, capsys):

@@ -95,7 +95,7 @@ def test_dimensions_must_agree():
 @pytest.mark.parametrize("n, d", [(3000, 64), (2000, 256), (40_000, 32)])
 def test_frechet_equals_torch_fidelity(n, d, dtype):
     a, b = relu_features(n, d, 0, 0.1, dtype), relu_features(n, d, 1, dtype=dtype)
-    stats = [fid_features_to_statistics(torch.from_numpy(x)) for x in (a, b)]
+    stats = [fid_features_to_statistics(torch.from_numpy(x).double()) for x in (a, b)]
     assert frechet_distance(a, b) == pytest.approx(fid_statistics_to_metric(*stats, verbose=False)["frechet_inception_distance"], rel=1e-6)
 
 
@@ -203,7 +203,8 @@ def test_orders_out_of_range(q):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_kernel_distance_equals_torch_fidelity(dtype):
     a, b = relu_features(200, 24, 0, 0.1, dtype), relu_features(260, 24, 1, dtype=dtype)
-    theirs = kid_features_to_metric(torch.from_numpy(a), torch.from_numpy(b), kid_subsets=5, kid_subset_size=100, verbose=False)
+    tensors = torch.from_numpy(a).double(), torch.from_numpy(b).double()
+    theirs = kid_features_to_metric(*tensors, kid_subsets=5, kid_subset_size=100, verbose=False)
     expected = theirs["kernel_inception_distance_mean"], theirs["kernel_inception_distance_std"]
     assert kernel_distance(a, b, 5, 100) == pytest.approx(expected, rel=1e-9)
 
@@ -226,7 +227,8 @@ def test_evaluate_warns_of_singular_moments_and_keeps_global_randomness():
     a, b = relu_features(20, 32, 0), relu_features(20, 32, 1)
     before = np.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist()
     with pytest.warns(UserWarning, match="rank 19"): out = M.evaluate(a, b, kd_subset_size=20)
-    assert "fd_infinity" not in out and "inception_score" not in out
+    assert np.isnan(out["fd_infinity"]) and "inception_score" not in out
+    assert out.reasons == {"fd_infinity": "needs at least 48 generated images, there are 20"}
     assert before == (np.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist())
 
 
@@ -281,7 +283,8 @@ def test_intervals_equal_the_slow_bootstrap(how, n, m, d, k):
         warnings.simplefilter("ignore")
         found = M.measure(generated, real, logits, n_draws=12, k=k)
         expected = slow_intervals(generated, real, logits, 12, k)
-    assert list(found) == list(expected)
+    assert set(found) - {"fd_infinity"} == set(expected) - {"fd_infinity"} and list(found) == [m for m in M.METRIC_NAMES if m in found]
+    if "fd_infinity" not in expected: assert np.isnan(found["fd_infinity"].low) and found.reasons["fd_infinity"]
     for name, values in expected.items(): assert found[name] == pytest.approx(values, rel=1e-6, abs=1e-6), name
 
 
@@ -337,7 +340,7 @@ def test_intervals_on_a_gpu_equal_those_on_the_cpu():
 
 
 @pytest.mark.parametrize("change, message", [
-    (dict(k=20), r"k must lie in \[1, 19\]"), (dict(k_density=50), r"k must lie in \[1, 49\]"), (dict(n_draws=1), "n_draws >= 2"),
+    (dict(k=0), "k must lie in"), (dict(k_density=-1), "k must lie in"), (dict(n_draws=1), "n_draws >= 2"),
     (dict(level=1.0), "a level in"), (dict(logits=np.zeros((9, 3))), "40 generated features, got 9"),
     (dict(real_radii={3: np.ones(4)}), r"shape \(50,\)")])
 def test_bad_options_of_measure(change, message):
@@ -345,8 +348,57 @@ def test_bad_options_of_measure(change, message):
     with pytest.raises(ValueError, match=message): M.measure(generated, real, **change)
 
 
-def test_too_few_samples_for_intervals():
+def test_too_few_samples_for_some_metrics_leave_the_others():
     generated, real = spoiled("plain", 40, 50, 12)
-    with pytest.raises(ValueError, match="at least 4 samples"): M.measure(generated[:3], real, k=1)
-    with pytest.raises(ValueError, match=r"k must lie in \[1, 2\]"): M.measure(generated[:6], real)
-    with pytest.raises(ValueError, match=r"splits must lie in \[1, 5\]"): M.measure(generated[:10], real, np.zeros((10, 3)))
+    whole = M.measure(generated, real, generated[:, :3])
+    for change, lost, no_interval in [
+            (dict(k=20), [], ["recall", "f_score"]), (dict(k_density=50), ["density", "coverage"], []),
+            (dict(k=60), ["precision", "recall", "f_score"], [])]:
+        found = M.measure(generated, real, generated[:, :3], **change)
+        assert list(found) == list(whole)
+        for m, i in found.items():
+            if m in lost: assert np.isnan(i).all() and "needs at least" in found.reasons[m]
+            elif m in no_interval: assert np.isfinite(i.value) and np.isnan(i.low) and "no interval" in found.reasons[m]
+            elif m not in change and m not in ("precision", "recall", "f_score", "density", "coverage"):
+                assert i == pytest.approx(whole[m], nan_ok=True)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("m", [1, 2, 3, 6, 60])
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 5, 7, 20, 60])
+def test_any_number_of_images_gives_what_can_be_had(n, m):
+    generated, real = relu_features(n, 9, 0, 0.1), relu_features(m, 9, 1)
+    found = M.measure(generated, real, generated[:, :4], n_draws=3)
+    names = [name for name in M.METRIC_NAMES if name not in ("fd_train", "fd_heldout")]
+    assert list(found) == names and list(M.evaluate(generated, real, generated[:, :4])) == list(found)
+    few = M.unmeasurable(n, m, 9)
+    for name, i in found.items():
+        assert np.isnan(i.value) == (name in few), name
+        if np.isnan(i).any(): assert "image" in found.reasons[name], name
+    assert not n or np.isfinite(found["vendi"].value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        M.measure(generated, real, generated[:, :4], n_draws=3)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("value", [0, np.nan, np.inf, -np.inf])
+def test_one_odd_generated_sample_costs_no_metric(value):
+    generated, real = spoiled("plain", 80, 90, 12)
+    spoilt = np.insert(generated, 17, value, axis=0)
+    found, without = M.measure(spoilt, real, spoilt[:, :4], n_draws=4), M.measure(generated, real, generated[:, :4], n_draws=4)
+    assert np.isfinite(list(found.values())).all() and not found.reasons and bool(found.notes) == (value != 0)
+    if value != 0: assert found == without and "NaN or infinity in row 17 of their features" in found.notes[0]
+
+
+def test_one_metric_that_fails_leaves_the_others(monkeypatch):
+    generated, real = spoiled("plain", 80, 90, 12)
+    whole = M.evaluate(generated, real)
+    def broken(*_, **__): raise np.linalg.LinAlgError("SVD did not converge")
+    for name, lost in (("FrechetDraws", {"fd", "fd_infinity"}), ("VendiDraws", {"vendi"}), ("kernel_distances", {"kid"}),
+                       ("ball_metrics", {"precision", "recall", "f_score", "density", "coverage"})):
+        with monkeypatch.context() as m:
+            m.setattr(M, name, broken)
+            found = M.evaluate(generated, real)
+        assert set(found.reasons) == lost and {found.reasons[x] for x in lost} == {"SVD did not converge"}
+        assert {x: v for x, v in found.items() if x not in lost} == {x: v for x, v in whole.items() if x not in lost}

@@ -1,11 +1,16 @@
 """The blocked nearest-neighbour search and the ball counts against plain float64 arithmetic."""
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffprune.metrics.neighbours import ball_counts, nearest
+from diffprune.metrics import coverage, neighbours
+from diffprune.metrics import evaluate as M
+from diffprune.metrics.coverage import ball_metrics
+from diffprune.metrics.neighbours import ball_counts, distinct_rows, nearest
 
 
 def direct(queries, points):
@@ -92,7 +97,53 @@ def test_bad_input():
     with pytest.raises(ValueError, match="same=True"): nearest(X[:2], X, same=True)
     with pytest.raises(ValueError, match="queries must hold at least 1"): nearest(X[:0], X)
     with pytest.raises(ValueError, match="must agree"): ball_counts(X, X[:, :1], np.ones(4))
-    with pytest.raises(ValueError, match="floating point"): nearest(X.astype(int), X)
+    with pytest.raises(ValueError, match="must be numbers"): nearest(X > 0, X)
+
+
+@given(seeds, st.integers(1, 40), st.integers(1, 40), st.integers(1, 6), block_sizes, block_sizes, st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_of_equally_near_points_the_lowest_rows_are_named(seed, n, m, k, block_q, block_p, same):
+    "Copies and ties that are no copies: the same answer as a stable sort of all distances, whatever the blocks."
+    rng = np.random.default_rng(seed)
+    points = rng.integers(0, 3, (m, 2)).astype(np.float32)
+    queries = points if same else rng.integers(0, 3, (n, 2)).astype(np.float32)
+    if k > m - same: return
+    truth = direct(queries, points)
+    if same: np.fill_diagonal(truth, np.inf)
+    expected = np.argsort(truth, axis=1, kind="stable")[:, :k]
+    found = nearest(queries, points, k, same=same, block=(block_q, block_p))
+    assert (found.indices == expected).all() and (found.distances == np.take_along_axis(truth, expected, 1)).all()
+
+
+def test_distinct_rows_survive_collisions_of_hashes(monkeypatch):
+    X = np.random.default_rng(0).integers(0, 3, (200, 3)).astype(np.float32)
+    expected = distinct_rows(X)
+    monkeypatch.setattr(neighbours, "_row_hashes", lambda X, *_: np.zeros(len(X), np.uint64))
+    found = distinct_rows(X)
+    assert all((a == b).all() for a, b in zip(found, expected))
+    assert (X[found[0]][found[1]] == X).all() and len(found[0]) == len(np.unique(X, axis=0))
+
+
+@pytest.mark.parametrize("work", [
+    lambda X: nearest(X, X, 5, same=True), lambda X: nearest(X[::-1], X, 5), lambda X: ball_counts(X, X, np.full(len(X), 0.5)),
+    lambda X: M.precision_recall(X, X[::-1]), lambda X: M.density_coverage(X, X[::-1]),
+    lambda X: ball_metrics(X, X[::-1], [np.arange(len(X)), np.arange(0, len(X), 2)])], ids=range(6))
+def test_a_set_full_of_copies_costs_no_more_than_one_without(work):
+    "The work is counted in distances that are computed by subtraction, since a clock would tell of other programs."
+    X = np.random.default_rng(0).standard_normal((9500, 32)).astype(np.float32)
+    crowd, counts = X.copy(), []
+    crowd[500:] = crowd[499]
+    of_pairs = neighbours.pair_distances
+    def counting(queries, points, rows, cols):
+        counts[-1] += len(rows)
+        return of_pairs(queries, points, rows, cols)
+    with pytest.MonkeyPatch.context() as patched:
+        for module in (neighbours, coverage): patched.setattr(module, "pair_distances", counting)
+        tracemalloc.start()
+        counts.append(0); work(crowd)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert counts[0] < 1_000_000 and peak < 300 * 2**20
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -1,4 +1,6 @@
 """Likeness of images from the same noise: against independent references, and in the right direction."""
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
@@ -61,3 +63,32 @@ def test_the_auc_is_what_single_draws_of_another_noise_average_to():
             other[members] = np.roll(members, 1)
         draws.append((np.diag(cosine) > cosine[np.arange(120), other]).mean())
     assert found.auc.mean() == pytest.approx(np.mean(draws), abs=4 * np.std(draws) / 20)
+
+
+def test_likeness_of_12800_samples_takes_bounded_memory():
+    "Of all pairs, float32 cosines alone would take 625 MiB."
+    a, b = two_models(1, n=12_800, d=32)
+    tracemalloc.start()
+    found = likeness(a, b, np.arange(12_800) % 10)
+    likeness_row(found, draws=50)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200 * 2**20 and len(found.same) == 12_800 and len(found.pairs) <= 1_000_000
+
+
+def test_blocks_and_the_choice_of_pairs_change_nothing_else():
+    (a, b), classes = two_models(1, n=500), np.arange(500) % 3
+    whole = likeness(a, b, classes)
+    for block in (1, 7, 499, 1000):
+        part = likeness(a, b, classes, max_pairs=2000, block=block)
+        for name in ("same", "other", "auc"): np.testing.assert_allclose(getattr(part, name), getattr(whole, name), atol=1e-12)
+        assert 1500 < len(part.pairs) <= 2000
+        assert np.isin(part.pairs.round(9), whole.pairs.round(9)).all() and abs(part.pairs.mean() - whole.pairs.mean()) < 0.03
+
+
+def test_copies_tie_and_an_image_at_the_mean_is_like_none():
+    a = np.eye(3).repeat(2, 0)
+    found = likeness(a, a)
+    assert found.auc == pytest.approx(np.full(6, 0.9))  # four others are less alike, one is the same: (4 + 0.5) / 5
+    centred = np.vstack([np.eye(2), -np.eye(2), np.zeros((1, 2))])
+    assert likeness(centred, centred).same[-1] == 0 and likeness(centred, centred).auc[-1] == 0.5

@@ -1,4 +1,6 @@
 """Selection and the pruners that need no model: exact counts, quotas, ties, bad input."""
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -22,15 +24,16 @@ def problem(draw, max_size=60):
     return scores, groups, labels, draw(st.integers(0, 3))
 
 
-def keeps_some(n, ratio): return n_kept(n, ratio) > 0
+def keeps_some(n, ratio, keep="high"): return n_kept(n, ratio, keep) > 0
 
 
 @settings(max_examples=200, deadline=None)
 @given(problem(), RATIOS, KEEP, st.booleans())
 def test_exact_count_and_quotas(p, ratio, keep, grouped):
     scores, groups, _, seed = p
-    n, m = len(scores), n_kept(len(scores), ratio)
-    assert m == round((1 - ratio) * n)
+    n, m = len(scores), n_kept(len(scores), ratio, keep)
+    exact = Fraction(ratio).limit_denominator(10**6) if ratio in (0.25, 0.5, 0.75, 0.9) else Fraction(ratio)
+    assert abs(m - (1 - exact) * n) <= Fraction(1, 2) + Fraction(1, 10**6)
     groups = groups if grouped else None
     if m == 0:
         with pytest.raises(ValueError, match="keeps none"): select(scores, ratio, keep, groups, random_state=seed)
@@ -43,23 +46,37 @@ def test_exact_count_and_quotas(p, ratio, keep, grouped):
             assert abs(got - (1 - ratio) * size) < 1 + 1e-6
 
 
-@settings(max_examples=150, deadline=None)
-@given(problem(), st.booleans())
-def test_halves_are_complementary(p, grouped):
-    scores, groups, _, seed = p
-    if not keeps_some(len(scores), 0.5): return
-    high, low = (set(select(scores, 0.5, k, groups if grouped else None, random_state=seed).tolist()) for k in ("high", "low"))
-    n = len(scores)
-    if n % 2 == 0: assert not high & low and len(high | low) == n
-    else: assert len(high & low) + (n - len(high | low)) == 1
-    if not grouped: assert min(scores[list(high)]) >= max(scores[list(low)])
+@settings(max_examples=300, deadline=None)
+@given(problem(), RATIOS, st.booleans(), st.booleans())
+def test_a_method_and_its_inverse_are_a_partition(p, ratio, grouped, stratified):
+    scores, groups, labels, seed = p
+    n, other = len(scores), 1 - ratio
+    if other == 1: return
+    high, low = n_kept(n, ratio), n_kept(n, other, "low")
+    assert high + low == n
+    if 0 in (high, low): return
+    how = dict(groups=groups if grouped else None, labels=labels if stratified else None, min_per_class=0, random_state=seed)
+    high, low = select(scores, ratio, "high", **how), select(scores, other, "low", **how)
+    assert np.sort(np.concatenate([high, low])).tolist() == list(range(n))
+    if not grouped and not stratified: assert min(scores[high]) >= max(scores[low])
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.25, 0.3, 0.5, 0.7, 0.9])
+def test_rare_classes_keep_the_partition(ratio):
+    "A lifted class takes from others, and the inverse at the other ratio makes up for it."
+    labels, scores = np.repeat(np.arange(4), [70, 20, 7, 4]), np.random.default_rng(0).normal(size=101)
+    parts = [select(scores, r, k, labels=labels) for r, k in ((ratio, "high"), (1 - ratio, "low"))]
+    both, neither = set(parts[0]) & set(parts[1]), 101 - len(set(parts[0]) | set(parts[1]))
+    assert all(set(labels[p]) == {0, 1, 2, 3} for p in parts)
+    lifted = ratio < 0.3  # the inverse keeps a tenth or a quarter: the smallest class must be in it, and the method has all of it
+    assert lifted and len(both) == neither <= 1 or not both and not neither
 
 
 @settings(max_examples=100, deadline=None)
 @given(problem(), RATIOS, KEEP, st.sampled_from(["proportional", "balanced"]), st.booleans(), st.randoms())
 def test_order_of_samples_does_not_matter(p, ratio, keep, quotas, stratified, random):
     scores, groups, labels, seed = p
-    if not keeps_some(len(scores), ratio): return
+    if not keeps_some(len(scores), ratio, keep): return
     ids = np.array([f"s{i}" for i in range(len(scores))])
     order = np.array(random.sample(range(len(scores)), len(scores)))
     def kept(o): return set(ids[o][select(scores[o], ratio, keep, groups[o], quotas, labels[o] if stratified else None, 0, ids[o], seed)])
@@ -92,7 +109,7 @@ def test_proportional_is_largest_remainder(sizes, ratio, seed):
 @given(problem(), RATIOS, KEEP)
 def test_no_class_vanishes(p, ratio, keep):
     scores, groups, labels, seed = p
-    m = n_kept(len(scores), ratio)
+    m = n_kept(len(scores), ratio, keep)
     if m < len(np.unique(labels)):
         if m and len(np.unique(labels)) > 1:
             with pytest.raises(ValueError, match="min_per_class"): select(scores, ratio, keep, groups, labels=labels, random_state=seed)

@@ -27,7 +27,8 @@ def picture(seed, side=24):
 @pytest.fixture
 def run(tmp_path):
     env = dict(DIFFPRUNE_STORE=str(tmp_path / "store"), COLUMNS="200")
-    return lambda *args: CliRunner(env=env).invoke(app, [*map(str, args), *(("--image-size", "16") if args[0] != "help" else ())])
+    size = lambda args: () if "--features" in args or "labels" in args else ("--image-size", "16")  # where it would have no effect, it is refused
+    return lambda *args: CliRunner(env=env).invoke(app, [*map(str, args), *size(args)])
 
 
 @pytest.fixture
@@ -76,7 +77,11 @@ def test_tars_tables_and_hugging_face(run, folder, tmp_path):
         assert copied.exit_code == 0 and copied.output == ""
         assert len([p for p in (tmp_path / "copies").rglob("*.png")]) == 3
     linked = run("prune", f"{tmp_path}/t/*.tar", "-m", "random", "--keep", "3", "-o", f"link:{tmp_path}/links")
-    assert linked.exit_code == 1 and "cannot be linked" in linked.stderr
+    assert linked.exit_code == 2 and "cannot be linked" in linked.stderr
+
+
+NO_IMAGES = [[f"--{o}", v] for o, v in {"splits": "none", "labels": "none", "image-size": "8", "device": "cpu", "weights": "x",
+                                        "backbone": "clip", "stale": "use"}.items()]
 
 
 def test_features_of_ones_own(run, tmp_path):
@@ -85,8 +90,11 @@ def test_features_of_ones_own(run, tmp_path):
     done = run(*own, "-m", "semdedup:0.1,kcenter", "--keep", "4", "--clusters", "2", "-o", tmp_path / "k.csv")
     assert done.exit_code == 0 and pd.read_csv(tmp_path / "k.csv").kept.sum() == 4
     copies = ["-o", f"copy:{tmp_path}/c"]
-    for wrong, said in ((["--dedup"], "looked for in images"), (copies, "no images"), (["--splits", "none"], "not for")):
-        assert said in run(*own, "-r", "0.5", "-o", tmp_path / "n.csv", *wrong).stderr
+    for wrong, said in ((["--dedup"], "looked for in images"), (copies, "no images"), *((o, "no effect") for o in NO_IMAGES),
+                        (["-m", "kcenter_clip"], "names a backbone")):
+        done = run(*own, "-r", "0.5", "-o", tmp_path / "n.csv", *wrong)
+        assert done.exit_code == 2 and said in done.stderr and not (tmp_path / "n.csv").exists(), done.output
+    assert set(pd.read_csv(tmp_path / "k.csv", keep_default_na=False).reason) == {"", "pruned by semdedup", "pruned by kcenter"}
 
 
 def test_one_image_and_only_copies_and_nothing(run, tmp_path):
@@ -116,6 +124,9 @@ def test_a_dry_run_writes_nothing_but_features(run, folder, tmp_path):
     done = run("prune", folder, "-m", "cluster_pixels", "-r", "0.5", "-o", tmp_path / "k.csv", "--dry-run", "--json")
     facts = json.loads(done.stdout)
     assert facts["dry_run"] and facts["kept"] == 8 and not (tmp_path / "k.csv").exists()
+    more = ("prune", folder, "-r", "0.5", "--dry-run")
+    told = [run(*more, "-m", m).stdout.rpartition("; ")[2] for m in ("kcenter_pixels", "kcenter_lite0", "kcenter_lite0")]
+    assert told == ["nothing was written\n", "the store now has what was computed of 16 images\n", "nothing was written\n"]
     assert json.loads(run("prune", folder, "-m", "kcenter_pixels", "-r", "0.5", "--json").stdout)["embedded"] == 0
 
 
@@ -160,9 +171,55 @@ def test_patterns_and_forms(tmp_path):
 def test_embed_and_balance(run, folder, tmp_path):
     done = run("embed", folder, "-o", tmp_path / "x.npy", "--backbone", "pixels")
     assert done.exit_code == 0 and np.load(tmp_path / "x.npy").shape == (16, 192)
-    assert run("embed", folder, "-o", folder / "x.npy", "--backbone", "pixels").exit_code == 1
+    assert run("embed", folder, "-o", folder / "x.npy", "--backbone", "pixels").exit_code == 2
     done = run("balance", folder, "-o", tmp_path / "w.jsonl", "--backbone", "pixels", "--clusters", "4", "--json")
     assert json.loads(done.stdout)["groups"] == 4
     table = pd.read_json(io.StringIO((tmp_path / "w.jsonl").read_text()), lines=True)
     assert np.allclose(table.groupby("cluster").weight.sum(), 0.25)
     assert "no class to balance" in run("balance", folder, "-o", tmp_path / "v.csv", "--by", "labels").stderr
+
+
+def test_options_without_effect_are_refused(run, folder, tmp_path):
+    weights, out = tmp_path / "w.pt", ("-o", tmp_path / "k.csv")
+    weights.write_bytes(b"w")
+    for words in (
+        ("prune", "-m", "random", "-r", "0.5", "--device", "cpu"), ("prune", "-m", "random", "-r", "0.5", "--weights", weights),
+        ("prune", "-m", "random", "-r", "0.5", "--backbone", "clip"), ("prune", "-m", "kcenter_pixels", "-r", "0.5", "--weights", weights),
+        ("prune", "-m", "kcenter_pixels", "-r", "0.5", "--keep-rule", "first"), ("prune", "-m", "random", "-r", "0.5", "--stale", "use"),
+        ("prune", "-m", "kcenter_pixels", "-r", "0.5", "--backbone", "clip", "--dedup"), ("dedup", "--by", "hash", "--max-distance", "0.1"),
+        ("dedup", "--by", "none", "--max-bits", "3"), ("dedup", "--by", "hash", "--backbone", "clip"),
+        ("balance", "--by", "labels", "--clusters", "3"), ("balance", "--by", "labels", "--seed", "3"),
+        ("balance", "--by", "labels", "--image-size", "3"), ("balance", "--by", "labels", "--device", "cpu"),
+        ("balance", "--by", "labels", "--weights", weights), ("balance", "--by", "labels", "--backbone", "clip")):
+        done = run(words[0], folder, *words[1:], *out)
+        assert done.exit_code == 2 and "no effect" in done.stderr and done.stderr.count("\n") == 1, (words, done.output)
+    for words in (("prune", "-m", "random", "-r", "0.5", "--dry-run", "--overwrite"), ("dedup", "--overwrite")):
+        assert "--overwrite has no effect" in run(words[0], folder, *words[1:]).stderr
+    several = run("prune", folder, "-m", "cluster_clip:0.1,kcenter_dino:0.1", "--weights", weights, *out)
+    assert several.exit_code == 2 and "clip or dinov2" in several.stderr
+    assert not (tmp_path / "k.csv").exists() and not (tmp_path / "store").exists()
+
+
+def test_inputs_are_never_overwritten(run, folder, tmp_path):
+    tars = tmp_path / "t"
+    assert run("prune", folder, "-m", "random", "-r", "0", "-o", f"{tars}/x-0.tar", "-o", f"copy:{tars}/all/here").exit_code == 0
+    before = state(tmp_path / "t")
+    half = ("-m", "random", "-r", "0.5", "--overwrite", "-o")
+    for source, output in ((f"{tars}/x-*.tar", f"{tars}/x-0.tar"), (f"webdataset:{tars}", f"{tars}/k.csv"), (f"folder:{folder}", f"{folder}/k.csv"),
+                           (f"{tars}/all/here", f"copy:{tars}/all"), (f"{tars}/all/here", f"copy:{tars}/all/here")):
+        done = run("prune", source, *half, output)
+        assert done.exit_code == 2 and "never written to" in done.stderr, done.output
+    assert state(tmp_path / "t") == before
+
+
+def test_folders_go_through_links_and_streams_have_nothing_else(run, folder, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    for _ in range(2):
+        assert run("prune", folder, "-m", "random", "-r", "0.5", "--overwrite", "-o", f"copy:{tmp_path}/link").exit_code == 0
+        assert (tmp_path / "link").is_symlink() and len(list((tmp_path / "there").glob("*.png"))) == 8
+    assert run("prune", folder, "-m", "random", "-r", "0.5", "-o", "/dev/null").exit_code == 0
+
+
+def test_stale_is_for_data_sets_that_are_stored(run, tmp_path):
+    done = run("prune", "digits", "-m", "random", "-r", "0.5", "--stale", "recompute", "-o", tmp_path / "k.csv", "--json")
+    assert done.exit_code == 0 and json.loads(done.stdout)["kept"] == pd.read_csv(tmp_path / "k.csv").kept.sum() > 500

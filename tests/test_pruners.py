@@ -59,7 +59,7 @@ def test_exact_counts(name, ratio):
             with pytest.raises(ValueError, match="no middle"): pruner.select(ratio, keep)
             continue
         selection = pruner.select(ratio, keep)
-        assert len(selection) == n_kept(N, ratio) == selection.mask.sum() == len(set(selection.indices.tolist()))
+        assert len(selection) == n_kept(N, ratio, keep) == selection.mask.sum() == len(set(selection.indices.tolist()))
         assert (np.diff(selection.indices) > 0).all() and selection.scores.shape == (N,)
     for bad in (1, -0.1, float("nan")):
         with pytest.raises(ValueError, match="pruned share"): pruner.select(bad)
@@ -72,11 +72,22 @@ def test_order_of_samples_does_not_matter(name):
     assert one.digest == two.digest
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if base(n) not in ("balanced", "density")])
-def test_halves_are_complementary(name):
-    X = given_to(name)[:80]
-    pruner = made(name).fit(X)
-    assert set(pruner.select(0.5).indices) ^ set(pruner.select(0.5, "low").indices) == set(range(80))
+@pytest.mark.parametrize("name", [n for n in NAMES if base(n) != "balanced"])
+@pytest.mark.parametrize("n", [80, 81])
+def test_a_method_and_its_inverse_are_a_partition(name, n):
+    pruner = made(name).fit(given_to(name)[:n])
+    for ratio in (0.1, 0.3, 0.5, 0.9):
+        parts = pruner.select(ratio).indices, pruner.select(1 - ratio, "low").indices
+        assert np.sort(np.concatenate(parts)).tolist() == list(range(n))
+
+
+@pytest.mark.parametrize("keep", KEEPS)
+def test_balanced_quotas_are_those_of_their_own_count(keep):
+    "To keep the same number of every cluster is what they are for, so the inverse may overlap with the method."
+    pruner = made("balanced_lite0").fit(FEATURES)
+    groups = np.bincount(pruner.groups_[pruner.select(0.5, keep).indices], minlength=4)
+    full = groups == np.bincount(pruner.groups_)
+    assert groups.sum() == n_kept(N, 0.5, keep) and np.ptp(groups[~full]) <= 1
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -111,6 +122,35 @@ def test_bad_input(name):
     with pytest.raises(ValueError): made(name).fit(X[:0])
     with pytest.raises(ValueError): made(name).fit(X, ids=np.zeros(N))
     with pytest.raises(ValueError): made(name).set_params(keep="best").fit(X)
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+@pytest.mark.parametrize("black", [1, 2, N])
+@pytest.mark.parametrize("name", [n for n in NAMES if parse_method(n).method.embedded])
+def test_black_images_are_pruned_like_others(name, black, metric):
+    "A row of zeros has no direction: it is like other rows of zeros and unlike all else, and stops nothing."
+    X, pruner = FEATURES.copy(), made(name)
+    X[-black:] = 0
+    if "metric" in pruner.get_params(): pruner.set_params(metric=metric)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for ratio in (0.25, 0.9): assert len(pruner.fit(X).select(ratio)) == n_kept(N, ratio)
+        if base(name) != "transport":
+            assert np.isfinite(pruner.score_samples(X)).all() and np.isfinite(pruner.fit(FEATURES).score_samples(X)).all()
+
+
+def test_of_two_black_images_semdedup_prunes_one_first():
+    X = FEATURES.copy()
+    X[[3, 70]] = 0
+    scores = made("semdedup_lite0").fit(X).scores_
+    assert sorted(np.isclose(scores[[3, 70]], -1)) == [False, True]
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if parse_method(n).method.needs in ("features", "clusters")])
+def test_rows_that_are_not_finite_are_named(name):
+    X = FEATURES.copy()
+    X[[5, 40]] = np.nan
+    with pytest.raises(ValueError, match="NaN or infinity in rows 5 and 40"): made(name).fit(X)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -295,7 +335,8 @@ def test_the_one_path_serves_every_method(name, clusters):
         pruner = make_pruner(name + suffix, random_state=SEED)
         if "n_clusters" in pruner.get_params(): pruner.set_params(n_clusters=7)
         fitted = pruner.fit(study_input(parse_method(name).method, clusters), STUDY_LABELS, ids=STUDY_IDS)
-        assert [len(fitted.select(r)) for r in (0.25, 0.5, 0.9)] == [n_kept(M, r) for r in (0.25, 0.5, 0.9)]
+        keep = parse_method(name + suffix).keep
+        assert [len(fitted.select(r)) for r in (0.25, 0.5, 0.9)] == [n_kept(M, r, keep) for r in (0.25, 0.5, 0.9)]
 
 
 def test_every_need_has_a_method_and_scores_have_draws():

@@ -10,25 +10,20 @@ from hypothesis.extra.numpy import arrays
 
 from diffprune.models.dit import DiT
 from diffprune.models.train import TrainConfig, Trainer, diffusion_loss
-from diffprune.pruning.scores import (
+from diffprune.pruning.probes import (
     ProbeGrid,
     ProbeSet,
     Recorder,
-    el2n_scores,
     epoch_ends,
-    grand_scores,
     leave_one_out,
     mean_gradient,
-    monotonicity_scores,
-    moso_scores,
-    normalise_times,
     probe_losses,
     probe_moso,
     probe_norms,
-    split_half_reliability,
     stratified_times,
     surrogate_folds,
 )
+from diffprune.pruning.scores import el2n_scores, grand_scores, monotonicity_scores, moso_scores, normalise_times, split_half_reliability
 
 
 def model(seed=0, **kw):

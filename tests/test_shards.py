@@ -126,6 +126,28 @@ def test_several_images_that_nothing_tells_apart_are_refused(tmp_path):
     assert read(tmp_path, *stereo, image="right")[0] == {"0.right.jpg": (1, -1), "1.right.jpg": (11, -1)}
 
 
+def test_views_of_samples_without_a_plain_image_are_no_samples_of_their_own(tmp_path):
+    views = [(f"d/{i}.{side}.jpg", png(10 * i + k)) for i in range(2) for k, side in enumerate(("input", "target"))]
+    with pytest.raises(ValueError, match="several images, input, target: choose with image='input'. If .* give image='jpg'"):
+        read(tmp_path, *views)
+    assert read(tmp_path, *views, image="input")[0] == {"d/0.input.jpg": (0, -1), "d/1.input.jpg": (10, -1)}
+    assert len(read(tmp_path, *views, image="jpg")[0]) == 4
+    assert len(read(tmp_path, *views[:2])[0]) == 2, "one pair alone says nothing"
+
+
+def test_what_could_have_been_a_label_or_a_picture_is_said(tmp_path):
+    write_tar(tmp_path/"a.tar", [("n1/0.jpg", png(1)), ("n1/0.txt", b"a cat"), ("n2/0.jpg", png(2)), ("n2/1.heic", b"x")])
+    records = tar_records(tmp_path, ["a.tar"])
+    assert records.notes == [
+        "1 picture left out, of formats that cannot be opened here: a.tar/n2/1.heic",
+        "no sample has a .cls, so there are no classes, although there are fields .txt and images lie in n1/, n2/",
+    ]
+    write_tar(tmp_path/"b.tar", [("0.jpg", png(1)), ("0.cls", b"1"), ("0.txt", b"a cat")])
+    assert tar_records(tmp_path, ["b.tar"]).notes == []
+    write_tar(tmp_path/"c.tar", [("0.jpg", png(1)), ("1.jpg", png(2))])
+    assert tar_records(tmp_path, ["c.tar"]).notes == []
+
+
 def test_one_bad_label_takes_out_its_own_sample_only(tmp_path, caplog):
     texts = [b"0", b"", b"cat", b"1\n", b" 2 ", b"2.0", b"-1", b"-5", b"123456789012", b"\xff", b"3"]
     good, bad = read(tmp_path, *(m for i, t in enumerate(texts) for m in ((f"{i}.png", png(i)), (f"{i}.cls", t))))
@@ -341,7 +363,10 @@ NAMES = st.builds(
     st.sampled_from(["", "", "d/", "v1.0/"]),
     st.sampled_from(["0", "1", "s0.5_0", "s0.5_1", "s0", "._0", "__m__/0"]),
     st.sampled_from(
-        [".png", ".png", ".cls", ".cls", ".PNG", ".jpg", ".CLS", ".json", ".mask.png", ".mask.cls", ".left.jpg", "", ".", "..png"]
+        [
+            ".png", ".png", ".cls", ".cls", ".PNG", ".jpg", ".CLS", ".json", ".mask.png", ".mask.cls", ".left.jpg", ".right.jpg", "", ".",
+            "..png",
+        ]
     ),
 )
 LABELS = st.sampled_from([b"0", b"1", b"7\n", b"", b"cat", b"-1", b"2.5", b"-3", b"99999999999"])
@@ -436,6 +461,14 @@ def reference(paths):
         shards.append((path, groups))
     pictures = lambda g: list(dict.fromkeys(f for f, *_ in g["members"] if is_picture("x." + f)))
     beside = {f for _, groups in shards for g in groups if any("." not in p for p in pictures(g)) for f in pictures(g) if "." in f}
+    stems = defaultdict(set)
+    for path, groups in shards:
+        for g in groups:
+            stem, _, word = g["key"].rpartition(".")
+            letters = word and all(c == "_" or c.isascii() and c.isalpha() for c in word)
+            if pictures(g) and letters and "." not in stem.rsplit("/", 1)[-1]: stems[path, stem].add(word.lower())
+    sets = [words for words in stems.values() if len(words) > 1]
+    if any(sets.count(words) > 1 for words in sets): return None
     count = defaultdict(int)
     for path, groups in shards:
         def call(name, path=path):

@@ -503,7 +503,82 @@ def test_shards_without_a_split(tmp_path, store, kind):
     (tmp_path/"s"/"a.parquet").exists() and (tmp_path/"s"/"a.parquet").unlink()
     (tmp_path/"v").mkdir()
     for f in (tmp_path/"s").iterdir(): f.rename(tmp_path/"v"/f"val-{f.name}")
-    with pytest.raises(FileNotFoundError, match="has 'train' in its name"): both(f"{kind}:{tmp_path/'v'}", store)
+    with pytest.raises(ValueError, match="no part for train, only val: ask for another split"): both(f"{kind}:{tmp_path/'v'}", store)
+    assert len(load_dataset(f"{kind}:{tmp_path/'v'}", "val", store=store, image_size=8, progress=False)) > 0
+    assert len(load_dataset(f"{kind}:{tmp_path/'v'}", store=store, image_size=8, progress=False, splits="none")) > 0
+    with pytest.raises(ValueError, match="splits='folders': choose from"): both(f"{kind}:{tmp_path/'v'}", store, splits="folders")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset", "hf"])
+def test_what_is_held_out_of_shards_is_said_each_time(tmp_path, store, kind, caplog):
+    if kind == "hf": datasets.Dataset.from_list(hf_rows(20), features=FEATURES).save_to_disk(tmp_path/"s")
+    else: shards(tmp_path/"s", kind, {"a": range(20)})
+    for n in (1, 2):  # the second time nothing is decoded
+        config = dataset_config(f"{kind}:{tmp_path/'s'}", image_size=8, store=store).with_validation()
+        train, val = (load_dataset(config, s, store=store, progress=False) for s in ("train", "val"))
+        assert (len(train), len(val)) == (18, 2) and caplog.text.count("2 of 20 images are held out for validation") == n
+        assert train.report().splits == dict(train=18, val=2) and any("2 of 20" in note for note in train.report().notes)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset", "hf"])
+def test_copies_in_other_splits_of_shards_are_found(tmp_path, store, kind):
+    if kind == "hf":
+        parts = {split: datasets.Dataset.from_list(hf_rows(n), features=FEATURES) for split, n in (("train", 3), ("val", 2))}
+        datasets.DatasetDict(parts).save_to_disk(tmp_path/"s")
+    else: shards(tmp_path/"s", kind, {"train": range(3), "val": range(2)})
+    load_one = lambda split: load_dataset(f"{kind}:{tmp_path/'s'}", split, store=store, image_size=8, progress=False)
+    first = load_one("train").report()
+    assert not len(first.duplicates) and any("copies in val are not known before" in note for note in first.notes)
+    assert load_one("val").report().duplicates["split"].tolist() == ["train"] * 2
+    again = load_one("train").report()
+    assert again.duplicates["split"].tolist() == ["val"] * 2 and "2 of them in another split" in str(again)
+    assert not any("copies in" in note for note in again.notes)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+def test_what_lies_beside_shards_is_listed_and_said(tmp_path, store, kind, caplog):
+    shards(tmp_path/"s", kind, {"train-0": [1, 2], "more": [3]})
+    for name in ("train-1.tar.zst", "README.md", ".hidden"): (tmp_path/"s"/name).write_bytes(b"x")
+    paint(tmp_path/"s"/"stray.png", 1)
+    ending = "parquet" if kind == "parquet" else "tar"
+    for _ in range(2):
+        caplog.clear()
+        report = load_dataset(f"{kind}:{tmp_path/'s'}", store=store, image_size=8, progress=False).report()
+        assert dict(report.ignored.values) == {
+            "train-1.tar.zst": "an archive, which is not opened", "README.md": "no image", ".hidden": "hidden",
+            "stray.png": "an image beside the shards", f"more.{ending}": "in no split"}
+        for line in ("1 archive not opened: train-1.tar.zst", "1 image beside the shards left out: stray.png", f"no split: more.{ending}"):
+            assert line in caplog.text
+
+
+def test_a_folder_that_save_to_disk_did_not_write_is_refused_with_a_way_out(tmp_path, store):
+    shards(tmp_path/"s", "parquet", {"a": [1]})
+    with pytest.raises(FileNotFoundError, match="not written by save_to_disk; parquet files are read as parquet:"):
+        load_dataset(f"hf:{tmp_path/'s'}", store=store)
+
+
+def test_figures_and_lists_in_the_folder_are_no_pictures_next_time(tmp_path, store, monkeypatch):
+    import matplotlib.pyplot as plt
+    import pandas as pd
+
+    from diffprune.report.figures import save_figure
+    from diffprune.report.tables import figures_index, save_table
+    for i in range(6): paint(tmp_path/"d"/"ab"[i % 2]/f"{i}.png", i)
+    before = load_dataset(tmp_path/"d", store=store, image_size=8, progress=False)
+    monkeypatch.chdir(tmp_path/"d")
+    monkeypatch.setattr("diffprune.report.figures.project_root", lambda: None)
+    origin, table = dict(dataset=f"folder:{tmp_path/'d'}", preset="cpu", commit="0"), pd.DataFrame(dict(x=[1]))
+    fig, _ = plt.subplots()
+    files = [*save_figure(fig, "fig", table, origin), *save_table(table, "tab", dict(origin, preset="gpu"))]
+    plt.close(fig)
+    figures_index()
+    assert prune(tmp_path/"d", "-o", tmp_path/"kept.csv", DIFFPRUNE_STORE=str(tmp_path/"d"/"a store")).exit_code == 0
+    (tmp_path/"kept.csv").rename(tmp_path/"d"/"kept.csv")  # the command itself writes nothing among the data
+    assert all((tmp_path/"d") in f.absolute().parents for f in files)
+    after = load_dataset(tmp_path/"d", store=store, image_size=8, progress=False)
+    assert after.artifact.hash == before.artifact.hash and after.classes == ["a", "b"]
+    why = dict(after.report().ignored.values)
+    assert sum(reason == "made by diffprune" for reason in why.values()) == 3 and why["kept.csv"] == "no image"
 
 
 # Hugging Face

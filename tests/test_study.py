@@ -51,8 +51,12 @@ def test_killed_study_goes_on_and_gives_the_same(tmp_path, store_root):
 def test_results_name_their_backbone(store):
     study = Study("digits", "smoke", ["random"], [0.5], [7], "lite0", overrides=SHORT, store=store, device="cpu", workers=1)
     table = study.results(progress=False)
-    measures = ("FD", "KD", "class score", "precision", "recall", "F-score", "density", "coverage", "Vendi score")
+    measures = ("FD", "FD∞", "train FD", "held-out FD", "KD", "class score", "precision", "recall", "F-score", "density", "coverage",
+                "Vendi score")
     assert set(table.name) == {f"{m} (lite0)" for m in measures}
-    assert (table.low <= table.value).all() and (table.value <= table.high).all()
+    had = table[table.value.notna()]
+    assert (had.low <= had.value).all() and (had.value <= had.high).all()
+    assert set(table.name[table.value.isna()]) == {"FD∞ (lite0)"}
+    assert (table.reason.str.contains("generated images") == table.value.isna()).all()
     assert study.missing() == []
     assert study.images(Run("random", 0.5, 7), 3).dtype == "uint8"

@@ -265,6 +265,7 @@ def test_labels_behave_alike(tmp_path, labels, classes, wanted):
 def test_ids_behave_alike(tmp_path):
     assert both(tmp_path, [0, 1], ids=["p", "q"]) == ([0, 1], ["0", "1"], ["p", "q"])
     assert "ids must be unique, but 'p' is that of row 0 and of" in both(tmp_path, [0, 1, 0], ids=["p", "q", "p"])
+    assert "row 1 has no id: name a column with id=" in both(tmp_path, [0, 1, 0], ids=["p", None, "q"])
     write(tmp_path/"a.parquet", image=[png(0)], id=["p"]); write(tmp_path/"b.parquet", image=[png(1)], id=["p"])
     with pytest.raises(ValueError, match="'p' is that of a.parquet, row 0 and of b.parquet, row 0"):
         parquet_records(tmp_path, ["a.parquet", "b.parquet"])
@@ -292,6 +293,8 @@ def test_classes_in_a_column_of_another_name_are_pointed_out(tmp_path):
     assert parquet_records(tmp_path, ["a.parquet"]).notes == [
         "there is no column 'label', so there are no classes; fine_label would give some"
     ]
+    ds = datasets.Dataset.from_parquet(str(tmp_path/"a.parquet"), cache_dir=str(tmp_path/"cache"))
+    assert hf_records(ds).notes == parquet_records(tmp_path, ["a.parquet"]).notes and hf_records(ds, label="fine_label").notes == []
     assert (
         parquet_records(tmp_path, ["a.parquet"], label="fine_label").classes == ["x"]
         and parquet_records(tmp_path, ["a.parquet"], label=None).notes == []

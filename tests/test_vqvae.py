@@ -12,7 +12,17 @@ from safetensors.torch import load_file, save_file
 from vector_quantize_pytorch import VectorQuantize
 
 from diffprune.core.checks import to_uint8
-from diffprune.models.vqvae import VQVAE, LatentNorm, VQVAEConfig, decode_latents, encode_images, perplexity, to_float, vqvae_loss
+from diffprune.models.vqvae import (
+    VQVAE,
+    VQVAE_CONFIGS,
+    LatentNorm,
+    VQVAEConfig,
+    decode_latents,
+    encode_images,
+    perplexity,
+    to_float,
+    vqvae_loss,
+)
 
 TINY = VQVAEConfig(base_channels=4, channel_mult=(1, 2), n_res_blocks=1, codebook_size=16, ema_decay=.8)
 IMAGES = np.random.default_rng(0).integers(0, 256, (48, 3, 8, 8), dtype=np.uint8)
@@ -143,3 +153,9 @@ def test_bad_configs():
         with pytest.raises(ValueError, match=message): VQVAEConfig(**kw)
     assert VQVAEConfig(channel_mult=[1, 2]).channel_mult == (1, 2)
     with pytest.raises(ValueError, match="divisible by 2"): VQVAE(TINY).encode(torch.zeros(1, 3, 7, 8))
+
+
+@pytest.mark.parametrize("name, side, channels", [("small-f2", 16, 4), ("small-f4", 8, 4), ("f8-c4", 4, 4), ("f8-c8", 4, 8)])
+def test_named_sizes_halve_as_often_as_they_say(name, side, channels):
+    small = dataclasses.replace(VQVAE_CONFIGS[name], base_channels=8)
+    assert VQVAE(small).eval().encode(torch.zeros(1, 3, 32, 32)).shape == (1, channels, side, side)

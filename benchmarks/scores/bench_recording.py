@@ -23,7 +23,7 @@ import torch
 
 from diffprune.models.dit import dit_model
 from diffprune.models.train import TrainConfig, Trainer, diffusion_loss, seeded
-from diffprune.pruning.scores import ProbeGrid, ProbeSet, Recorder, epoch_ends, probe_losses, probe_moso, probe_norms
+from diffprune.pruning.probes import ProbeGrid, ProbeSet, Recorder, epoch_ends, probe_losses, probe_moso, probe_norms
 
 HERE = Path(__file__).parent
 

@@ -47,7 +47,7 @@ def launched() -> int:
 def start(
     device:str="cpu",  # where models will be: "cpu" or "cuda"
 ) -> Processes:
-    "Join the processes that were launched together. For a single process, and the second time, nothing happens."
+    "Join the processes that were launched together. Does nothing for a single process, or when called again."
     if launched() == 1: return processes()
     import torch.distributed as dist
     from accelerate import PartialState

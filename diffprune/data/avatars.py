@@ -78,7 +78,7 @@ def draw_attributes(
     split:str="train",  # faces of another split are others
     seed:int=0,  # another seed gives other faces
     skew:dict|None=None,  # attribute -> Zipf exponent or {value: weight}
-) -> pd.DataFrame:  # n rows, a column an attribute, as drawn
+) -> pd.DataFrame:  # n rows, one column per attribute, as drawn
     "Values of every attribute; row i depends on (seed, split, i) alone."
     if n < 1: raise ValueError(f"n={n}: at least one face")
     for attribute in skew or {}: attribute_values(attribute)
@@ -156,7 +156,7 @@ def draw_faces(
             bar.update(len(images))
 
 # %% ../../nbs/data/12_avatars.ipynb #cell-31
-_VANISH = ("hair_color", "hat_color", "facial_hair_color", "clothing_color", "eyes")  # may be "none", which is no value to draw
+_VANISH = ("hair_color", "hat_color", "facial_hair_color", "clothing_color", "eyes")  # may be "none", which is not a value to draw
 
 def _identify(config:DataConfig, split):
     _package()

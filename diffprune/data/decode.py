@@ -126,7 +126,7 @@ class Decoded(NamedTuple):
     facts:dict  # width, height, sha256, reason
 
 def _why_unknown(data):
-    "Tell a file that says what it is from one that does not."
+    "The reason for a file that does not open: a known format that cannot be read here, or not an image at all."
     known = [name for name, (_, accept) in Image.OPEN.items() if accept and accept(data[:16].ljust(16, b"\0")) is True]
     return f"a kind of {known[0]} that cannot be read here" if known else "not an image"
 
@@ -163,7 +163,7 @@ class Records:
     files:list|None = None  # N strings: the shard or table that holds each image; None: `paths` are the files
     members:list|None = None  # N strings: names within tars
     rows:list|None = None  # N int: rows of tables
-    ignored:list = field(default_factory=list)  # (path, reason) of what was seen and is no image of this set
+    ignored:list = field(default_factory=list)  # (path, reason) of what was seen and is not an image of this set
     notes:list = field(default_factory=list)  # sentences about rules that were applied, for the user to read
 
     def __len__(self): return len(self.ids)

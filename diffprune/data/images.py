@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from PIL import Image
 
 from ..core.store import Artifact, Rows
-from .split import check_ids, number_labels
+from .split import check_ids, id_texts, number_labels
 
 # %% ../../nbs/data/03_images.ipynb #b8f3f654
 def _check_pixels(images):
@@ -202,7 +202,7 @@ def from_hf(cls:ImageDataset,
     if len(shapes) != 1: raise ValueError(f"images differ in size: give image_size (found {shapes[:3]})")
     names = getattr(hf.features.get(label), "names", None) or ()
     labels, classes = number_labels(list(hf[label]), names) if label in hf.column_names else (None, ())
-    ids = [str(i) for i in (hf[id] if id in hf.column_names else range(len(hf)))]
+    ids = id_texts(hf[id] if id in hf.column_names else range(len(hf)))
     others = [c for c in hf.column_names if c not in (image, label, id)]
     attributes = hf.select_columns(others).to_pandas() if others else None
     return cls(np.stack(images), ids, labels, classes, attributes, name, split, paths=[f"row {i}" for i in range(len(hf))])

@@ -50,7 +50,7 @@ class Report:
     classes:pd.Series  # class -> number of images, in the order of their numbers
     unlabelled:int  # images without a class
     left_out:pd.DataFrame  # path, reason: images that could not be read
-    ignored:pd.DataFrame  # path, reason: files that are no images of a split
+    ignored:pd.DataFrame  # path, reason: files that are not images of any split
     duplicates:pd.DataFrame  # id, same_as (the id of an earlier image with the same content) and the split of that one
     sizes:pd.DataFrame  # id, width, height, as in the files
     manifest:str = ""  # path of the list of all files; empty if the data were not read from files

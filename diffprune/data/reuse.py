@@ -87,16 +87,17 @@ def make_from_records(
     records:Records,  # its images
     contents=None,  # (N,) text that says what each image contains, "" if that is not known; None: nothing is known
     of_files:bool=True,  # whether these are hashes of `file_hashes`, and not places in shards
-) -> dict:  # what to record: n_files, n_left_out, n_reused, decoder
+) -> dict:  # what to record: n_files, n_left_out, n_reused, decoder, notes
     "Decode the images of a split, or take them over, and write what is known about those that could be read."
     title = f"decoding {task.config.spec.name}, {task.split}" if task.progress else ""
     contents = [""] * len(records) if contents is None else list(contents)
     known = known_pixels(task.store, task.config.image_size, filter(None, contents)) if task.store else {}
     where = [known[c]._replace(item=item) if c in known else item for c, item in zip(contents, records.where)]
-    partly = replace(records, where=where, read=partial(read_or_copy, read=records.read))
+    partly = replace(records, where=where, read=partial(read_or_copy, read=records.read), notes=[])  # who looked has said them
     manifest = decode_records(task.folder, partly, task.config.image_size, task.workers, title)
     if of_files and any(contents): _check_unchanged(task, manifest, contents)
     elif any(contents): pd.DataFrame(dict(content=contents)).to_parquet(task.folder/"contents.parquet", index=False)
     kept = manifest[manifest["reason"] == ""]
     write_samples(task.folder, kept["id"], kept["label"], records.classes)
-    return dict(n_files=len(manifest), n_left_out=len(manifest) - len(kept), n_reused=sum(c in known for c in contents), decoder=decoder())
+    return dict(n_files=len(manifest), n_left_out=len(manifest) - len(kept), n_reused=sum(c in known for c in contents), decoder=decoder(),
+                notes=list(records.notes))

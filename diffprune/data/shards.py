@@ -21,6 +21,8 @@ from functools import lru_cache, partial
 from typing import NamedTuple
 
 from .decode import LeftOut, Records, named_like_image
+from .folders import UNREADABLE_FORMATS
+from .report import n_of, several
 from .split import LARGEST_LABEL, SPLIT_WORDS, number_labels
 
 # %% ../../nbs/data/07_shards.ipynb #de140cb0
@@ -110,7 +112,7 @@ def _chosen(field, image):
 def member_keys(
     names,  # of the members of a shard
     image:str="",  # fields that hold the image; they may contain dots
-) -> dict:  # name -> (key, field); members that are no part of a sample are absent
+) -> dict:  # name -> (key, field); members that belong to no sample are absent
     "Which sample a member belongs to, and as what."
     begin = {name: _beginnings(name) for name in names if not _skipped(name)}
     stems = {cuts[-1] for cuts in begin.values()}
@@ -159,6 +161,20 @@ def second_images(
     "Fields that lie beside an image whose field is an extension alone."
     beside = [[f for f in s.images() if "." in f] for s in samples if any("." not in f for f in s.images())]
     return {f for fields in beside for f in fields}
+
+def _ask_about_words(groups):
+    "Raises `ValueError` if two samples of `groups` (one list per shard) or more differ in the same words, as in 0.left.jpg, 0.right.jpg."
+    words, extensions = {}, set()
+    for shard, samples in enumerate(groups):
+        for s in samples:
+            m = re.fullmatch(r"((?:.*/)?[^./]*)\.([A-Za-z_]+)", s.key)
+            if m and s.images():
+                words.setdefault((shard, m[1]), set()).add(m[2].lower())
+                extensions.update(s.images())
+    sets = Counter(frozenset(found) for found in words.values() if len(found) > 1)
+    if not sets or (most := sets.most_common(1)[0])[1] < 2: return
+    raise ValueError(f"samples have several images, {', '.join(sorted(most[0]))}: choose with image={min(most[0])!r}. If "
+                     f"each of them is a sample of its own, give image={';'.join(sorted(extensions))!r}")
 
 def choose_image(
     sample:Sample,  # of `group_members`
@@ -211,11 +227,16 @@ class _Found(NamedTuple):
 
 def _place(shard, member): return LeftOut(member.problem) if member.problem else (shard, member.offset, member.size)
 
+def _why_not(name):
+    "Why a member beside an image and its label is ignored."
+    if named_like_image(name): return "another image of its sample"
+    return "a format that cannot be opened here" if name.lower().endswith(UNREADABLE_FORMATS) else "no image"
+
 def _what_becomes(shard, sample, chosen, image):
     "What is found in a sample; names and reasons of what is ignored."
     label, repeated = sample.fields.get("cls"), [f for f, _ in sample.repeats]
     rest = [m for f, m in (*sample.fields.items(), *sample.repeats) if f not in (chosen, "cls")]
-    ignored = [(m.name, "another image of its sample" if named_like_image(m.name) else "no image") for m in rest]
+    ignored = [(m.name, _why_not(m.name)) for m in rest]
     where = LeftOut("it has more than one label") if "cls" in repeated else _place(shard, sample.fields[chosen]) if chosen else None
     if chosen: found = [_Found(shard, sample.fields[chosen].name, where, label and _place(shard, label))]
     else: found = [_Found(shard, label.name, LeftOut(f"a label without an image{f' {image}' if image else ''}"))] if label else []
@@ -236,6 +257,7 @@ def _find_samples(root, shards, image):
     "What is found in shards; (path, reason) of what is ignored; how often each field is a further image."
     listed = [(shard, *list_tar(os.path.join(root, shard))) for shard in shards]
     grouped = [group_members(members, image) for _, members, _ in listed]
+    if not image: _ask_about_words(grouped)
     second, found, ignored, further = second_images([s for samples in grouped for s in samples]), [], [], Counter()
     for (shard, members, problem), samples in zip(listed, grouped):
         ignored += [(f"{shard}/{m.name}", _skipped(m.name)) for m in members if _skipped(m.name)]
@@ -260,6 +282,19 @@ def _labelled(found, root):
         labels.append(None if isinstance(where[-1], LeftOut) else number)
     return where, labels
 
+def _remarks(found, labels, ignored, further):
+    "What deserves a line: images in other fields, pictures that cannot be opened, and why there are no classes."
+    notes, unopened = [], [path for path, why in ignored if why == "a format that cannot be opened here"]
+    if further:
+        fields = ", ".join(f"{n:,} {name}" for name, n in sorted(further.items()))
+        notes.append(f"images in other fields of the samples are ignored ({fields}); image={min(further)!r} would read those")
+    if unopened: notes.append(f"{n_of(len(unopened), 'picture')} left out, of formats that cannot be opened here: {several(unopened)}")
+    if any(f.label is not None for f in found): return notes
+    fields = {posixpath.splitext(path)[1] for path, why in ignored if why == "no image"}
+    folders = {posixpath.dirname(f.name) + "/" for f in found if f.name}
+    clues = [f"there are fields {several(fields)}"] * bool(fields) + [f"images lie in {several(folders)}"] * (len(folders) > 1)
+    return notes + [f"no sample has a .cls, so there are no classes, although {' and '.join(clues)}"] * bool(clues)
+
 def tar_records(
     root,  # the data set's folder
     shards,  # paths of tars relative to it
@@ -273,7 +308,6 @@ def tar_records(
     labels, classes = number_labels(labels, missing=True)
     names = [_text(f.name) for f in found]
     paths = _numbered([_text(f.shard) + f"/{name}" * bool(name) for f, name in zip(found, names)])
-    notes = [f"images in other fields of the samples are ignored ({', '.join(f'{n:,} {name}' for name, n in sorted(further.items()))}); "
-             f"image={min(further)!r} would read those"] if further else []
+    notes = _remarks(found, labels, ignored, further)
     return Records(paths, paths, where, partial(read_ranges, root=str(root)), labels, classes, [_text(f.shard) for f in found], names,
                    ignored=ignored, notes=notes)

@@ -17,7 +17,7 @@ import numpy as np
 
 from .decode import LeftOut, Records
 from .folders import MAX_FILE
-from .split import number_labels
+from .split import id_texts, number_labels
 
 # %% ../../nbs/data/08_tables.ipynb #7e31dcbc
 def _storage(kind):
@@ -156,7 +156,8 @@ def _list_parquet(root, name, image, label, id):
         rows = [(g, i) for g in range(f.num_row_groups) for i in range(f.metadata.row_group(g).num_rows)]
         column = lambda c: f.read(columns=[c]).column(c).to_pylist() if c else None
         classy = [c for c in schema.names if class_label_names(schema, c)]
-        return _Table(name, rows, column(label), class_label_names(schema, label), column(id), classy)
+        ids = id_texts(column(id), f"{name}, row {{}}") if id else None
+        return _Table(name, rows, column(label), class_label_names(schema, label), ids, classy)
 
 def _list_tables(root, names, image, label, id):
     "All files; a damaged one has its problem in the place of rows."
@@ -182,7 +183,7 @@ def _joined_labels(tables):
 
 # %% ../../nbs/data/08_tables.ipynb #ce52033f
 def _notes(tables, label, note):
-    "What deserves a line: how classes were joined, and columns that look like labels where none was read."
+    "Notes to print: how classes were joined, and columns that look like labels where none was read."
     classy = sorted({c for t in tables for c in t.classy})
     missed = classy and label and all(t.labels is None for t in tables)
     hint = f"there is no column {label!r}, so there are no classes; {' and '.join(classy)} would give some" if missed else ""
@@ -201,7 +202,7 @@ def parquet_records(
     places = [(t.name, i) for t in tables for i in range(len(t.rows))] + [(t.name, -1) for t in tables if t.problem]
     paths = [f"{name}:{i}" if i >= 0 else name for name, i in places]
     where = [(t.name, *at) for t in tables for at in t.rows] + [LeftOut(t.problem) for t in tables if t.problem]
-    own = [str(v) for t in tables for v in (t.ids if t.ids is not None else [f"{t.name}:{i}" for i in range(len(t.rows))])]
+    own = [v for t in tables for v in (t.ids if t.ids is not None else [f"{t.name}:{i}" for i in range(len(t.rows))])]
     _check_ids(own, [f"{name}, row {i}" for name, i in places])
     labels = np.concatenate([np.full(0, -1), *labels, np.full(len(paths) - len(own), -1)]).astype(np.int64)
     return Records(own + paths[len(own):], paths, where, partial(read_parquet_images, root=str(root), column=image), labels, classes,
@@ -231,13 +232,14 @@ def hf_records(
     if image not in columns: raise ValueError(f"there is no column {image!r}: choose from {columns}")
     check_image_type(schema.field(image).type, image, "the data set")
     n, plain, place = len(dataset), dataset.with_format(None), "the data set"
-    label, id = _table_column(columns, label, "label", place), _table_column(columns, id, "id", place)
+    wanted, label, id = label, _table_column(columns, label, "label", place), _table_column(columns, id, "id", place)
     labels, classes = number_labels(plain[label], class_label_names(schema, label)) if label else (np.full(n, -1), [])
     rows = [f"row {i}" for i in range(n)]
-    ids = [str(v) for v in plain[id]] if id else [str(i) for i in range(n)]
+    ids = id_texts(plain[id] if id else range(n))
     _check_ids(ids, rows)
     stored = dataset.select_columns([image]).with_format("arrow")
-    return Records(ids, rows, list(range(n)), partial(read_hf_images, dataset=stored), labels, classes, rows=list(range(n)))
+    notes = _notes([_Table("", labels=labels if label else None, classy=[c for c in columns if class_label_names(schema, c)])], wanted, "")
+    return Records(ids, rows, list(range(n)), partial(read_hf_images, dataset=stored), labels, classes, rows=list(range(n)), notes=notes)
 
 # %% ../../nbs/data/08_tables.ipynb #4427d313
 def _named_files(column):

@@ -483,6 +483,7 @@ def catalogue(
     weights=None,  # path of a local weights file
     device="cpu",  # device of the backbone
     progress:bool=True,  # show progress
+    stale:str="warn",  # as for `load_dataset`, for data sets whose decoded images are stored
     **options,  # of the data set, such as `labels` and `splits`
 ) -> Catalogue:
     "What is known of the images of a data set; each is decoded and embedded at most once."
@@ -491,7 +492,7 @@ def catalogue(
     more = dict(image_size=config.image_size, backbone=backbone, weights=weights, device=device, store=store, progress=progress)
     facts = config.spec.describe(config, split) if config.spec.describe else {}
     if not config.spec.records:
-        records = pixel_records(load_dataset(config, split, store=store, progress=progress))
+        records = pixel_records(load_dataset(config, split, store=store, progress=progress, stale=stale))
         return with_report(embed_records(records, **more), config.name, split, facts)
     records, source = config.spec.records(config, split), config.spec.source(config, split)
     if not len(records): raise ValueError(f"there are no images in {config.name}")

@@ -53,7 +53,7 @@ def interval(
 # %% ../../nbs/metrics/05_bootstrap.ipynb #cell-14
 def bootstrap(
     metric:Callable,  # called as metric(generated, *others), gives a float, or a NamedTuple or dictionary of floats
-    generated:np.ndarray,  # one row a generated sample: features, logits or distances (N, ...)
+    generated:np.ndarray,  # one row per generated sample: features, logits or distances (N, ...)
     *others,  # further arguments, such as the real features
     resample_real:bool=False,  # draw the rows of the first of `others` as well
     n_draws:int=100,  # draws, at least 2

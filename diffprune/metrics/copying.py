@@ -24,7 +24,7 @@ def mann_whitney_z(
     m, n = len(a), len(b)
     ranks = rankdata(np.concatenate([a, b]))
     u = ranks[:m].sum() - m * (m + 1) / 2
-    _, ties = np.unique(ranks, return_counts=True)
+    ties = np.unique(ranks, return_counts=True)[1].astype(np.float64)  # their cubes overflow integers
     variance = m * n / 12 * (m + n + 1 - (ties**3 - ties).sum() / ((m + n) * (m + n - 1)))
     return float((u - m * n / 2) / np.sqrt(variance)) if variance > 0 else 0.0
 
@@ -84,7 +84,7 @@ def copying_test(
     **search,  # block, device, progress of `nearest`
 ) -> CopyingTest:
     "Return the data-copying test; raise `ValueError` on bad features or if no cell has enough samples (Meehan et al. 2020)."
-    generated, heldout = check_feature_pair(generated, heldout)
+    generated, heldout = check_feature_pair(generated, heldout, 1)
     _, train = check_feature_pair(generated, check_features(train, "training features", n_cells))
     cells = KMeans(n_cells, random_state=random_state).fit(train)
     labels = [cells.predict(X) for X in (generated, heldout)]

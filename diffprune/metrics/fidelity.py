@@ -23,10 +23,6 @@ class MeanStd(NamedTuple):
     std:float  # standard deviation over the subsets; not a standard error
 
 # %% ../../nbs/metrics/01_fidelity.ipynb #cell-6
-def _tensor(X):
-    "`X` as a tensor; a read-only memory map is copied, since PyTorch would warn of it."
-    return torch.from_numpy(np.require(X, requirements="W"))
-
 def _check_subsets(n, m, n_subsets, subset_size):
     "Raise `ValueError` for subsets larger than the smaller of two sets, or none."
     if not 2 <= subset_size <= min(n, m) or n_subsets < 1:
@@ -43,14 +39,16 @@ def kernel_distance(
     "Return the kernel distance, KID on Inception features; raise `ValueError` for too large subsets (Bińkowski et al. 2018)."
     generated, real = check_feature_pair(generated, real)
     _check_subsets(len(generated), len(real), n_subsets, subset_size)
-    out = kid_features_to_metric(_tensor(generated), _tensor(real), kid_subsets=n_subsets,
-                                 kid_subset_size=subset_size, rng_seed=random_state, verbose=False)
-    return MeanStd(out["kernel_inception_distance_mean"], out["kernel_inception_distance_std"])
+    rng, how, found = np.random.RandomState(random_state), dict(kid_subsets=1, kid_subset_size=subset_size, rng_seed=0, verbose=False), []
+    for _ in range(n_subsets):
+        pair = [torch.from_numpy(X[rng.choice(len(X), subset_size, replace=False)].astype(np.float64)) for X in (generated, real)]
+        found.append(kid_features_to_metric(*pair, **how)["kernel_inception_distance_mean"])
+    return MeanStd(float(np.mean(found)), float(np.std(found)))
 
 # %% ../../nbs/metrics/01_fidelity.ipynb #d178e89d
 def _cubic(A, B):
-    "The kernel matrix of the rows of `A` and `B`, in their dtype."
-    K = A @ B.T
+    "The kernel matrix of the rows of `A` and `B`, float64."
+    K = A.astype(np.float64) @ B.astype(np.float64).T
     K /= A.shape[1]
     K += 1
     return K * K * K
@@ -72,14 +70,16 @@ def _kernel_sums(
     "Sum the kernel over `rows_a[p]` x `rows_b[which[p]]`."
     used = [_union([rows_a[p] for p in np.flatnonzero(which == q)], len(A)) for q in range(len(rows_b))]
     if len(A) * len(B) <= sum(len(u) * len(b) for u, b in zip(used, rows_b)):
-        members, sums = np.zeros((len(B), len(rows_b))), np.empty((len(A), len(rows_b)))
+        members, sums = np.zeros((len(B), len(rows_b))), np.zeros((len(A), len(rows_b)))
         for q, b in enumerate(rows_b): members[:, q] = np.bincount(b, minlength=len(B))
-        step = max(1, block // len(B))
-        for i in range(0, len(A), step): sums[i:i + step] = _cubic(A[i:i + step], B).astype(np.float64) @ members
+        width = min(len(B), 8192)
+        step = max(1, block // width)
+        for j in range(0, len(B), width):
+            for i in range(0, len(A), step): sums[i:i + step] += _cubic(A[i:i + step], B[j:j + width]) @ members[j:j + width]
         return np.array([sums[a, q].sum() for a, q in zip(rows_a, which)])
     out, sums = np.empty(len(rows_a)), np.zeros(len(A))
     for q, (u, b) in enumerate(zip(used, rows_b)):
-        sums[u] = _cubic(A[u], B[b]).sum(1, dtype=np.float64)
+        sums[u] = _cubic(A[u], B[b]).sum(1)
         for p in np.flatnonzero(which == q): out[p] = sums[rows_a[p]].sum()
     return out
 
@@ -90,7 +90,8 @@ def _sums_within(
 ) -> np.ndarray:  # sums of kernel values (len(rows),)
     "Sum the kernel over all pairs of different rows in each subset."
     used, diagonal = _union(rows, len(X)), np.zeros(len(X))
-    diagonal[used] = (np.einsum("nd,nd->n", X[used], X[used], dtype=np.float64) / X.shape[1] + 1)**3
+    for part in np.array_split(used, max(1, len(used) // 8192)):
+        diagonal[part] = (np.einsum("nd,nd->n", X[part], X[part], dtype=np.float64) / X.shape[1] + 1)**3
     return _kernel_sums(X, X, rows, rows, np.arange(len(rows))) - [diagonal[r].sum() for r in rows]
 
 # %% ../../nbs/metrics/01_fidelity.ipynb #7ce3dab9
@@ -128,6 +129,10 @@ def _check_splits(n, splits):
     "Raise `ValueError` for more parts than images, or none."
     if not 1 <= splits <= n: raise ValueError(f"splits must lie in [1, {n}], the number of images, got {splits}")
 
+def _log_probabilities(logits):
+    "Logarithm of the softmax, float64; no probability is quite zero, which would have no logarithm."
+    return np.maximum(log_softmax(logits.astype(np.float64), axis=1), -700)
+
 def inception_score(
     logits,  # class logits of generated images (N, n_classes)
     splits:int=10,  # parts to average over, at most N
@@ -136,7 +141,8 @@ def inception_score(
     "Return the Inception score of `logits`; raise `ValueError` for fewer images than splits (Salimans et al. 2016)."
     logits = check_features(logits, "logits", 1)
     _check_splits(len(logits), splits)
-    out = isc_features_to_metric(_tensor(logits), splits, shuffle=True, rng_seed=random_state)
+    log_p = torch.from_numpy(_log_probabilities(logits))
+    out = isc_features_to_metric(log_p, splits, shuffle=True, rng_seed=random_state)
     return MeanStd(out["inception_score_mean"], out["inception_score_std"])
 
 # %% ../../nbs/metrics/01_fidelity.ipynb #1ce0b699
@@ -146,7 +152,7 @@ class InceptionDraws:
         self,
         logits,  # class logits of generated images (N, n_classes)
     ):
-        log_p = log_softmax(check_features(logits, "logits", 1).astype(np.float64), axis=1)
+        log_p = _log_probabilities(check_features(logits, "logits", 1))
         self.p = np.exp(log_p)
         self.entropy = -(self.p * log_p).sum(1)
 

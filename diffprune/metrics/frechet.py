@@ -55,7 +55,7 @@ def feature_stats(
     for i in tqdm(starts, desc="covariance", disable=not progress):
         centred = X[i:i + block] - centre
         cov += centred.T @ centred
-    return FeatureStats(X.mean(0).astype(np.float64), cov / (n - 1), n)
+    return FeatureStats(centre, cov / (n - 1), n)
 
 # %% ../../nbs/metrics/00_frechet.ipynb #cell-14
 def save_stats(
@@ -102,7 +102,8 @@ def _frechet_from_few(
     Y:np.ndarray,  # features (n_2, d)
 ) -> float:
     "Return the Fréchet distance of two sets straight from the features: the same number, cheaper when n_1 < d or n_2 < d."
-    means, factors = zip(*((A.mean(0).astype(np.float64), (A - A.mean(0, dtype=np.float64)) / np.sqrt(len(A) - 1)) for A in (X, Y)))
+    means = [A.mean(0, dtype=np.float64) for A in (X, Y)]
+    factors = [(A - mean) / np.sqrt(len(A) - 1) for A, mean in zip((X, Y), means)]
     nuclear = linalg.svdvals(factors[0] @ factors[1].T, overwrite_a=True, check_finite=False).sum()
     return float(np.sum((means[0] - means[1])**2) + sum(np.sum(f * f) for f in factors) - 2 * nuclear)
 
@@ -112,8 +113,8 @@ def _frechet_few_to_stats(
     real:FeatureStats,  # statistics of the real features
 ) -> float:
     "Return the Fréchet distance of a set to given statistics: the same number, cheaper when n_1 < d."
-    mean = X.mean(0).astype(np.float64)
-    factor = (X - X.mean(0, dtype=np.float64)) / np.sqrt(len(X) - 1)
+    mean = X.mean(0, dtype=np.float64)
+    factor = (X - mean) / np.sqrt(len(X) - 1)
     L, singular = linalg.lapack.dpotrf(real.cov, lower=True, clean=True)
     nuclear = linalg.svdvals(factor @ (_psd_factor(real.cov) if singular else L), overwrite_a=True, check_finite=False).sum()
     return float(np.sum((mean - real.mean)**2) + np.sum(factor * factor) + np.trace(real.cov) - 2 * nuclear)
@@ -184,7 +185,7 @@ def _distance(
     gram:np.ndarray,  # `Z.T @ Z` or `Z @ Z.T` of these rows less their mean, overwritten
 ) -> float:
     "Return the Fréchet distance of `rows` from the Gram matrix."
-    n, mean = len(rows), self.generated[rows].mean(0).astype(np.float64)
+    n, mean = len(rows), self.generated[rows].mean(0, dtype=np.float64)
     trace = (self.norms[rows].sum() - n * np.sum((mean - self.centre)**2)) / (n - 1)
     nuclear = _sum_of_roots(gram, min(n - 1, len(gram)))
     if np.isnan(nuclear):

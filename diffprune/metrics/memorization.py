@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['mean_min_distance', 'control_curve', 'replication_threshold', 'Replication', 'replicated_share', 'authenticity',
-           'Memorization', 'memorization', 'show_nearest']
+           'leaked_rows', 'Memorization', 'memorization', 'show_nearest']
 
 # %% ../../nbs/metrics/08_memorization.ipynb #cell-2
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, field
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 from sklearn.utils import check_random_state
 
-from ..core.checks import check_feature_pair, check_features, check_images
+from ..core.checks import attempt, bad_rows, check_feature_pair, check_features, check_images, name_rows
 from .copying import copying_test
 from .neighbours import Neighbours, nearest
 
@@ -49,7 +50,7 @@ def replication_threshold(
     alpha:float,  # allowed share of false alarms in (0, 1), at least 1 / n
 ) -> float:
     "Return the largest held-out distance with at most a share `alpha` of them strictly below it; raise `ValueError` if n is too small."
-    n = len(heldout_distances)
+    heldout_distances, n = np.asarray(heldout_distances, np.float64), len(heldout_distances)
     if not 1 / n <= alpha < 1:
         raise ValueError(f"alpha must lie in [1 / n, 1) = [{1 / n:.2g}, 1) for n = {n} held-out samples, got {alpha}")
     return float(np.sort(heldout_distances)[int(np.floor(alpha * n + 1e-9))])
@@ -76,6 +77,7 @@ def replicated_share(
     random_state=None,  # seed of the halves that measure the rate
 ) -> Replication:
     "Return the share of replicated samples with its threshold and false-positive rate; raise `ValueError` if n < 2 / alpha."
+    generated_distances, heldout_distances = (np.asarray(d, np.float64) for d in (generated_distances, heldout_distances))
     n, threshold = len(heldout_distances), replication_threshold(heldout_distances, alpha)
     order = check_random_state(random_state).permutation(n)
     halves = heldout_distances[order[:n // 2]], heldout_distances[order[n // 2:]]
@@ -95,10 +97,30 @@ def authenticity(
     others = np.where(around.indices == rows[:, None], np.inf, around.distances).min(1)
     return float((found.distances[:, 0] > others[inverse]).mean())
 
+# %% ../../nbs/metrics/08_memorization.ipynb #ab7ed001
+def leaked_rows(
+    found:Neighbours,  # nearest training sample of each held-out one: nearest(heldout, train)
+    train,  # features of the training images (l, d)
+    **search,  # block, device, progress of `nearest`
+) -> np.ndarray:  # rows of held-out samples, ascending
+    "Return the held-out samples that are copies or near copies of training samples."
+    train, distances = check_features(train, "training features", 1), found.distances[:, 0]
+    rows, inverse = np.unique(found.indices[:, 0], return_inverse=True)
+    if len(train) < 4: return np.flatnonzero(distances == 0)
+    around = nearest(train[rows], train, k=min(6, len(train)), **search)
+    others = np.sort(np.where(around.indices == rows[:, None], np.inf, around.distances), axis=1)[:, :min(5, len(train) - 1)]
+    reach, inner = others[:, -1], others[:, 1:-1]
+    apart = (inner > 0).all(1)
+    logs = np.log(reach[apart, None] / inner[apart]).sum(1)
+    expected = sum((j - 1) / j for j in range(2, others.shape[1]))  # of the sum, times the dimension
+    dimension = 0.9 * expected / max(np.median(logs), 1e-3) if apart.any() else 1.0  # the median is about 0.9 of the mean
+    c = min(0.25, (0.01 / (5 * len(distances)))**(1 / dimension))
+    return np.flatnonzero(distances <= c * reach[inverse])
+
 # %% ../../nbs/metrics/08_memorization.ipynb #cell-30
 @dataclass(frozen=True)
 class Memorization:
-    "Every measure of memorization, against one training set."
+    "Every measure of memorization, against one training set; NaN for one that could not be had."
     distance:float  # mean minimum distance of generated samples
     heldout_distance:float  # the same of held-out samples: the control
     replicated:float  # share of generated samples below the threshold
@@ -108,26 +130,72 @@ class Memorization:
     heldout_authenticity:float  # the same of held-out samples
     c_t:float  # data-copying test; well below 0: copying
     n_train:int  # training samples
+    n_heldout:int  # held-out samples behind all of this
+    n_leaked:int  # held-out samples left out, since they are (near) copies of training samples
+    alpha:float  # share of false alarms that was allowed
+    reasons:dict = field(default_factory=dict)  # measure -> why it could not be had
 
 # %% ../../nbs/metrics/08_memorization.ipynb #cell-32
+def _too_few(n, n_leaked, least):
+    "Why something cannot be calibrated."
+    gone = f" after {n_leaked} that are in the training set were left out" if n_leaked else ""
+    return f"needs at least {least} held-out images, there are {n}{gone}"
+
+def _usable(
+    X,  # features (n, d)
+    name:str,  # what to call them
+) -> np.ndarray:  # (m, d)
+    "Return the rows of `X` that are finite; warn of the others."
+    X = check_features(X, name, 0, finite=False)
+    if not len(bad := bad_rows(X)): return X
+    warnings.warn(f"{len(bad)} of {len(X)} {name} are left out: NaN or infinity in {name_rows(bad)}", stacklevel=3)
+    return np.delete(X, bad, 0)
+
+def _without_leaked(
+    heldout:np.ndarray,  # features of held-out images (n, d)
+    control:Neighbours,  # their nearest training samples
+    train:np.ndarray,  # features of the training images (l, d)
+    **search,  # block, device, progress of `nearest`
+) -> tuple[np.ndarray, Neighbours, int]:  # what is left of both, and how many have leaked
+    "Leave out held-out images that are in the training set; warn of them."
+    leaked = leaked_rows(control, train, **search)
+    if len(leaked):
+        warnings.warn(f"{len(leaked)} of {len(heldout)} held-out images are copies or near copies of training images "
+                      f"({name_rows(leaked)}): they are left out of the calibration", stacklevel=3)
+    return np.delete(heldout, leaked, 0), Neighbours(*(np.delete(a, leaked, 0) for a in control)), len(leaked)
+
+# %% ../../nbs/metrics/08_memorization.ipynb #ab7ed006
 def memorization(
-    generated,  # generated features (m, d)
+    generated,  # features of generated images (m, d)
     heldout,  # features of held-out images (n, d)
     train,  # features of the training images (l, d)
     alpha:float=0.01,  # allowed share of false alarms
     n_cells:int=10,  # cells of the data-copying test
     random_state:int|None=None,  # seed of the halves and of k-means
+    widen:bool=False,  # take 2 / n for alpha where fewer than 2 / alpha held-out images are left
     **search,  # block, device, progress of `nearest`
 ) -> Memorization:
-    "Return all measures of memorization; raise `ValueError` on bad features or too few samples."
-    generated, heldout = check_feature_pair(generated, heldout)
-    _, train = check_feature_pair(generated, train)
+    "Return all measures of memorization; raise `ValueError` on bad features or options."
+    if not 0 < alpha < 1: raise ValueError(f"alpha must lie in (0, 1), got {alpha}")
+    generated, heldout = check_feature_pair(_usable(generated, "generated images"), _usable(heldout, "held-out images"), 1)
+    _, train = check_feature_pair(generated, train, 1)
     found, control = nearest(generated, train, **search), nearest(heldout, train, **search)
-    copies = replicated_share(found.distances[:, 0], control.distances[:, 0], alpha, random_state)
-    test = copying_test(generated, heldout, train, n_cells, random_state=random_state, **search)
-    return Memorization(
-        float(found.distances.mean()), float(control.distances.mean()), copies.share, copies.threshold, copies.false_positive_rate,
-        authenticity(found, train, **search), authenticity(control, train, **search), test.c_t, len(train))
+    heldout, control, n_leaked = _without_leaked(heldout, control, train, **search)
+    n, reasons, out = len(heldout), {}, dict.fromkeys(list(Memorization.__annotations__)[:8], np.nan)
+    if widen: alpha = max(alpha, 2 / max(n, 1))
+    out["distance"] = float(found.distances.mean())
+    with attempt(reasons, "replicated", "threshold", "false_positive_rate"):
+        if n * min(alpha, 0.999) < 2 - 1e-9: raise ValueError(_too_few(n, n_leaked, max(3, int(np.ceil(2 / alpha)))))
+        copies = replicated_share(found.distances[:, 0], control.distances[:, 0], alpha, random_state)
+        out |= dict(replicated=copies.share, threshold=copies.threshold, false_positive_rate=copies.false_positive_rate)
+    with attempt(reasons, "authenticity"): out["authenticity"] = authenticity(found, train, **search)
+    if n:
+        out["heldout_distance"] = float(control.distances.mean())
+        with attempt(reasons, "heldout_authenticity"): out["heldout_authenticity"] = authenticity(control, train, **search)
+        with attempt(reasons, "c_t"):
+            out["c_t"] = copying_test(generated, heldout, train, n_cells, random_state=random_state, **search).c_t
+    else: reasons |= dict.fromkeys(("heldout_distance", "heldout_authenticity", "c_t"), _too_few(n, n_leaked, 1))
+    return Memorization(**out, n_train=len(train), n_heldout=n, n_leaked=n_leaked, alpha=alpha, reasons=reasons)
 
 # %% ../../nbs/metrics/08_memorization.ipynb #cell-39
 def show_nearest(

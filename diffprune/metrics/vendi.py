@@ -21,6 +21,7 @@ def hill_number(
     "Return the effective number of `p`, the exponential of its Rényi entropy; raise `ValueError` for a negative order."
     if not q >= 0:
         raise ValueError(f"q must lie in [0, inf], got {q}")
+    p = np.asarray(p, np.float64)
     p = p[p > len(p) * np.finfo(np.float64).eps * p.max()]
     if q == 1:
         return float(np.exp(-np.sum(p * np.log(p))))
@@ -29,29 +30,39 @@ def hill_number(
 # %% ../../nbs/metrics/04_vendi.ipynb #cell-9
 def _unit_rows(
     X:np.ndarray,  # features (n, d)
-    start:int=0,  # number of the first row, for the error
-) -> np.ndarray:  # (n, d), float64
-    "Return the rows of `X` scaled to unit length; raise `ValueError` for a row of zeros."
+) -> tuple[np.ndarray, np.ndarray]:  # (n, d), float64, and which rows are zero (n,)
+    "Return the rows of `X` scaled to unit length; a row of zeros remains one."
     X = X.astype(np.float64)
+    largest = abs(X).max(1, keepdims=True, initial=0)
+    X /= np.where(largest > 0, largest, 1)  # first, so that no square over- or underflows
     norms = np.linalg.norm(X, axis=1, keepdims=True)
-    if not norms.all():
-        raise ValueError(f"the cosine kernel needs rows other than zero, got a zero vector in row {start + int(norms.argmin())}")
-    X /= norms
-    return X
+    X /= np.where(norms > 0, norms, 1)
+    return X, largest[:, 0] == 0
+
+# %% ../../nbs/metrics/04_vendi.ipynb #7e4fab02
+def _with_zeros(
+    unit:np.ndarray,  # unit rows (n, d)
+    zero:np.ndarray,  # which rows are zero (n,)
+) -> np.ndarray:  # (n, d), or (n, d + 1) where there are rows of zeros
+    "Add the coordinate that rows of zeros have to themselves."
+    return np.column_stack([unit, zero]) if zero.any() else unit
 
 def _gram_matrix(
     X:np.ndarray,  # features (n, d)
     block:int=16384,  # rows read together
     progress:bool=False,  # show a bar
-) -> np.ndarray:  # (d, d) if d < n, else (n, n), float64
-    "Return the smaller Gram matrix of the rows of `X` scaled to unit length; raise `ValueError` for a row of zeros."
+) -> np.ndarray:  # (d, d) if d < n, with one more row for zeros, else (n, n), float64
+    "Return the smaller Gram matrix of the rows of `X` scaled to unit length."
     n, d = X.shape
-    dual, rows = np.zeros((d, d)), []
+    dual, parts, zeros = np.zeros((d, d)), [], 0
     for i in tqdm(range(0, n, block), desc="Gram matrix", disable=not progress):
-        part = _unit_rows(X[i:i + block], i)
+        part, zero = _unit_rows(X[i:i + block])
+        zeros += zero.sum()
         if d < n: dual += part.T @ part
-        else: rows.append(part)
-    return dual if d < n else np.concatenate(rows) @ np.concatenate(rows).T
+        else: parts.append((part, zero))
+    if d < n: return linalg.block_diag(dual, [[zeros]]) if zeros else dual
+    unit = _with_zeros(*(np.concatenate(a) for a in zip(*parts)))
+    return unit @ unit.T
 
 # %% ../../nbs/metrics/04_vendi.ipynb #cell-13
 def _rbf_matrix(
@@ -94,7 +105,7 @@ class VendiDraws:
         self,
         X,  # features (N, d)
     ):
-        self.unit = _unit_rows(check_features(X, min_samples=1))
+        self.unit = _with_zeros(*_unit_rows(check_features(X, min_samples=1)))
 
     def score(
         self,

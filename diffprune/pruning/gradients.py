@@ -25,7 +25,7 @@ def _linear_sq_norm(
     g,  # output gradients (B, T, d_out)
     bias  # 1 if the layer has a bias, else 0
 ):  # (B,), in single precision or better
-    "Squared norm of each sample's gradient by weight and bias."
+    "Squared norm of each sample's gradient with respect to weight and bias."
     (_, n, d_in), d_out = a.shape, g.shape[2]
     if n == 1: return (_vecdot(a, a) + bias) * _vecdot(g, g)
     if n * (d_in + d_out) < d_in * d_out:
@@ -42,7 +42,7 @@ def _linear_dot(
     weight,  # direction (d_out, d_in)
     bias  # direction (d_out,), or None
 ):  # (B,)
-    "Product of each sample's gradient by weight and bias with a direction."
+    "Product of a direction with each sample's gradient with respect to weight and bias."
     return _vecdot(F.linear(a, weight, bias), g)
 
 # %% ../../nbs/pruning/00_gradients.ipynb #cell-12

@@ -19,9 +19,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
 from ..core.checks import check_features
-from ..data.datasets import load_dataset
+from ..metrics.comparisons import seed_interval
 from .plots import MARKERS, OKABE_ITO, legend_below, set_title
-from .verdicts import seed_interval
 from ..study.study import Study
 
 # %% ../../nbs/report/07_attributes.ipynb #cell-5
@@ -118,7 +117,7 @@ def shares(self:AttributeClassifier,
 # %% ../../nbs/report/07_attributes.ipynb #cell-21
 def _known_values(study, split):
     "What is recorded of each image of a split: its label and attributes."
-    data = load_dataset(study.pipeline.config, split, store=study.store, progress=False)
+    data = study.data(split)
     labels = pd.DataFrame(dict(label=data.labels))
     return labels if data.attributes is None else labels.join(data.attributes)
 
@@ -221,8 +220,8 @@ def share_changes(
     method:str,  # the method of interest
     against:str,  # the method that it is compared with
     column:str="adjusted",  # which shares
-    level:float=0.95,  # of the intervals
-) -> pd.DataFrame:  # one row per attribute and value: mean shares, difference with interval over seeds (nan for one seed)
+    level:float=0.95,  # that all intervals of the table hold at once, by Bonferroni's rule
+) -> pd.DataFrame:  # one row per attribute and value: mean shares, difference with simultaneous interval over seeds (nan for one seed)
     "Paired differences of shares between two methods, seed by seed. Raises `ValueError` if a method is not in the table."
     for m in (method, against):
         if m not in set(table.method): raise ValueError(f"no method {m!r} in the table; it has {', '.join(sorted(set(table.method)))}")
@@ -230,7 +229,7 @@ def share_changes(
     rows = []
     for (attribute, value), row in wide.iterrows():
         difference = (row[method] - row[against]).dropna()
-        e = seed_interval(difference, level)
+        e = seed_interval(difference, 1 - (1 - level)/len(wide))
         rows.append({"attribute": attribute, "value": value, against: row[against].mean(), method: row[method].mean(), "difference": e.mean,
                      "low": e.low if e.n > 1 else np.nan, "high": e.high if e.n > 1 else np.nan, "seeds": e.n})
     return pd.DataFrame(rows)
@@ -255,7 +254,8 @@ def share_bars(
             mean = rows.groupby("value")[column].mean().reindex(values[attribute])
             look = dict(color=OKABE_ITO[i], hatch=["", "////", "..", "xx"][i % 4], edgecolor="white", lw=0)
             ax.barh(place, mean, 0.8/len(names), label=name, **look)
-            ax.plot(rows[column], place[[values[attribute].index(v) for v in rows.value]], "k.", ms=2.5)
+            label = None if i else "single seeds"
+            ax.plot(rows[column], place[[values[attribute].index(v) for v in rows.value]], "k.", ms=2.5, label=label)
         known = truth[truth.attribute == attribute].set_index("value").share.reindex(values[attribute])
         ax.plot(known, np.arange(len(known)), "k|", ms=11, mew=1.2, label="training set")
         ax.set_yticks(range(len(known)), [v.replace("_", " ") for v in known.index], fontsize=6.5)
@@ -265,6 +265,6 @@ def share_bars(
         ax.set_xticks([0, 0.01, 0.1, 1], ["0", "1 %", "10 %", "100 %"], fontsize=6)
         ax.set_title(attribute.replace("_", " "), fontsize=8)
         ax.spines[["top", "right"]].set_visible(False)
-    legend_below(fig, len(names) + 1)
+    legend_below(fig, len(names) + 2)
     set_title(fig, title)
     return fig

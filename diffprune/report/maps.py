@@ -15,7 +15,7 @@ from sklearn.decomposition import PCA
 from sklearn.utils.validation import check_is_fitted
 
 from ..core.checks import check_features
-from ..features.cluster import assign, unit_rows
+from ..features.cluster import assign, cosine_rows, same_width
 from .plots import OKABE_ITO, set_title
 
 # %% ../../nbs/report/04_maps.ipynb #cell-5
@@ -67,7 +67,7 @@ def nearest_cluster(
 ) -> np.ndarray:  # (n,) int64
     "The training cluster that each image falls into."
     features = check_features(features, min_samples=1, dtype=np.float32)
-    return assign(unit_rows(features) if metric == "cosine" else features, np.asarray(centers))[0]
+    return assign(*same_width(cosine_rows(features) if metric == "cosine" else features, np.asarray(centers)))[0]
 
 def cluster_shares(
     clusters,  # (n,) cluster of each image

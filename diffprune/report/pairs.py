@@ -26,7 +26,7 @@ class Likeness:
     "Similarities of the images of two models."
     same:np.ndarray  # (n,) cosine of the images from the same noise
     other:np.ndarray  # (n,) mean cosine with the other model's images from other noises
-    pairs:np.ndarray  # (m,) cosines of single pairs from different noises
+    pairs:np.ndarray  # (m,) cosines of single pairs from different noises; at most a million, picked at random where there are more
     auc:np.ndarray  # (n,) share of the other noises whose image is less similar than that of the same noise; ties count half
 
     @property
@@ -35,23 +35,44 @@ class Likeness:
         return float((self.same - self.other).mean())
 
 # %% ../../nbs/report/05_pairs.ipynb #cell-7
+def _compared(
+    a:np.ndarray,  # features of some images of one model (r, d)
+    others:np.ndarray,  # unit rows of the other model (n, d), float64, about `centre`
+    centre:np.ndarray,  # (d,)
+    start:int,  # number of the first of the images
+    classes:np.ndarray,  # (n,)
+) -> tuple:  # same, other, auc (r,), cosines with others in one array, number of others (r,)
+    "Compare some images of one model with all of the other; NaN where there is nothing to compare with."
+    cosine, own = (unit_rows(a - centre) @ others.T).round(12), np.arange(len(a))
+    different = classes[start:start + len(a), None] == classes
+    different[own, own + start] = False
+    same, count = cosine[own, own + start], different.sum(1)
+    below = np.where(cosine == same[:, None], 0.5, cosine < same[:, None])
+    mean = lambda values: np.where(count, np.einsum("ij,ij->i", values, different) / np.maximum(count, 1), np.nan)
+    return same, mean(cosine), mean(below), cosine[different], count
+
+# %% ../../nbs/report/05_pairs.ipynb #2789218a
 def likeness(
     a,  # features of one model's images (n, d)
     b,  # of another's, image i from the same noise as in `a`
     classes=None,  # (n,) class of each image, which others are then taken from; None, or -1 for an image: they are taken from all
+    max_pairs:int=1_000_000,  # most single pairs that are kept
+    block:int=256,  # images of `a` compared at once
 ) -> Likeness:  # of the noises that have others to be compared with: an image alone in its class is left out
     "Compare images from the same noise with those from others. Raises `ValueError` for unequal shapes, or if no class has two images."
-    a, b = (check_features(x, min_samples=1, dtype=np.float32) for x in (a, b))
+    a, b = (check_features(x, min_samples=1) for x in (a, b))
     if a.shape != b.shape: raise ValueError(f"features have shapes {a.shape} and {b.shape}; image i of both must be from the same noise")
-    centre = np.concatenate([a, b]).mean(0)
-    cosine = unit_rows(a - centre) @ unit_rows(b - centre).T
-    classes = np.full(len(a), -1) if classes is None else np.asarray(classes)
-    others = (classes[:, None] == classes) & ~np.eye(len(a), dtype=bool)
-    compared = others.any(1)
-    if not compared.any(): raise ValueError(f"no class has two of the {len(a)} images: there is no other noise to compare with")
-    same, cosine, others = np.diag(cosine)[compared].astype(float), cosine[compared], others[compared]
-    count, below = others.sum(1), (cosine < same[:, None]) + 0.5*(cosine == same[:, None])
-    return Likeness(same, (cosine*others).sum(1)/count, cosine[others], (below*others).sum(1)/count)
+    n, centre = len(a), (a.sum(0, dtype=np.float64) + b.sum(0, dtype=np.float64)) / (2*len(a))
+    classes = np.full(n, -1) if classes is None else np.asarray(classes)
+    total = sum(c*(c - 1) for c in np.unique(classes, return_counts=True)[1].tolist())
+    if not total: raise ValueError(f"no class has two of the {n} images: there is no other noise to compare with")
+    others, rng, found, kept = unit_rows(b - centre), np.random.default_rng(0), [], []
+    for i in range(0, n, block):
+        same, other, auc, cosines, count = _compared(a[i:i + block], others, centre, i, classes)
+        found.append(np.stack([same, other, auc])[:, count > 0])
+        kept.append(cosines if total <= max_pairs else cosines[rng.random(len(cosines)) < max_pairs/total])
+    same, other, auc = np.concatenate(found, axis=1)
+    return Likeness(same, other, np.concatenate(kept)[:max_pairs], auc)
 
 # %% ../../nbs/report/05_pairs.ipynb #cell-15
 def likeness_row(
@@ -62,9 +83,9 @@ def likeness_row(
 ) -> dict:  # same, other, gain with low and high, auc with low and high, noises
     "The means of a comparison, with bootstrap intervals for gain and AUC."
     rng, n = np.random.default_rng(random_state), len(found.same)
-    rows = rng.integers(n, size=(draws, n))
-    interval = lambda values: np.quantile(values[rows].mean(1), [(1 - level)/2, (1 + level)/2])
-    (gain_low, gain_high), (auc_low, auc_high) = interval(found.same - found.other), interval(found.auc)
+    values = np.stack([found.same - found.other, found.auc])
+    means = np.array([values[:, rng.integers(n, size=n)].mean(1) for _ in range(draws)])
+    (gain_low, auc_low), (gain_high, auc_high) = np.quantile(means, [(1 - level)/2, (1 + level)/2], axis=0)
     return dict(same=found.same.mean(), other=found.other.mean(), gain=found.gain, gain_low=gain_low, gain_high=gain_high,
                 auc=found.auc.mean(), auc_low=auc_low, auc_high=auc_high, noises=n)
 
@@ -140,7 +161,7 @@ def likeness_histograms(
         ax.tick_params(labelsize=6)
         ax.spines[["top", "right", "left"]].set_visible(False)
     for ax in axes.flat[n:]: ax.set_visible(False)
-    for ax in axes[-1]: ax.set_xlabel(f"cosine similarity ({backbone})", fontsize=7)
+    for ax in axes[-1]: ax.set_xlabel(f"cosine similarity ({backbone})\n[…]: 95 % interval, bootstrap over noises", fontsize=6)
     axes[0, 0].legend(fontsize=6, frameon=False)
     set_title(fig, title)
     return fig

@@ -20,16 +20,21 @@ OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "
 MARKERS = "osD^vPX*"
 
 # %% ../../nbs/report/00_plots.ipynb #cell-9
+def _name_once(ax, name):
+    "Put a grey patch with a name into the legend of the axes, unless it is there."
+    if name not in (c.get_label() for c in ax.collections): ax.fill_between([], [], [], color="0.75", lw=0, label=name)
+
 def seed_curve(
     ax,  # matplotlib axes
     rows:pd.DataFrame,  # of one curve: pruning_ratio and value, one row per ratio and seed
     label:str,  # in the legend
     **style,  # arguments of matplotlib's plot, `color` among them
 ):
-    "Draw a value against the pruning ratio: the mean over the seeds as a line, their range as a band."
+    "Draw a value against the pruning ratio: the mean over the seeds as a line, their range as a band, which the legend names."
     by_ratio = rows.groupby("pruning_ratio").value
-    mean = by_ratio.mean()
+    mean, n = by_ratio.mean(), int(by_ratio.count().max())
     ax.fill_between(mean.index, by_ratio.min(), by_ratio.max(), color=style["color"], alpha=0.12, lw=0)
+    if n > 1: _name_once(ax, f"band: min–max of {n} seeds")
     ax.plot(mean.index, mean, label=label, ms=4.5, lw=1.3, **style)
 
 def label_ratio_axes(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['format_value', 'mean_and_spread', 'method_label', 'wide_table', 'to_markdown', 'escape_latex', 'to_latex',
-           'save_table', 'figures_index']
+           'save_table', 'figures_index', 'untraceable']
 
 # %% ../../nbs/report/02_tables.ipynb #cell-2
 import re
@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core.store import load_json, save_json, temporary_path
+from ..core.origins import doubtful, history, origin_problems
+from ..core.store import load_json, mark_own, project_root, save_json, temporary_path
 from ..pruning.registry import display_name
-from .figures import figure_folder, figures_root, origin_text
+from .figures import behind, figures_root, file_folder, origin_text, say_where
 
 # %% ../../nbs/report/02_tables.ipynb #cell-5
 def format_value(
@@ -123,17 +124,22 @@ def save_table(
     provenance:dict,  # as `Study.provenance` gives it: `dataset` and `preset` choose the folder
     caption:str="",  # in Markdown and LaTeX
     table:pd.DataFrame|None=None,  # the numbers behind it, for the CSV; by default what is shown
-    root=None,  # where `papers_figures` is
+    root=None,  # folder to use instead of `figures_root()`
 ) -> list:  # paths of the files
-    "Write CSV, Markdown, LaTeX and provenance (JSON), each complete or not at all. Raises `ValueError` for an empty table."
+    "Write CSV, Markdown, LaTeX and provenance (JSON), each complete or not at all, and say where. Raises `ValueError` for an empty table."
     if not len(shown): raise ValueError(f"the table {name!r} is empty")
-    folder = figure_folder(provenance["dataset"], provenance["preset"], root)
     numbers = shown if table is None else table
-    texts = dict(csv=numbers.to_csv(index=False), md=to_markdown(shown, caption), tex=to_latex(shown, caption, f"tab:{name}"))
+    origin = behind(provenance, numbers)
+    folder = file_folder(name, origin, root)
+    mark_own(folder)
+    small = f"<sub>{origin_text(origin)}</sub>"  # below a table, as the small print is below a figure
+    markdown = f"{to_markdown(shown, caption)}\n{small}\n"
+    texts = dict(csv=numbers.to_csv(index=False), md=markdown, tex=to_latex(shown, caption, f"tab:{name}"))
     for ending, text in texts.items():
         with temporary_path(folder/f"{name}.{ending}") as tmp: tmp.write_text(text, encoding="utf-8")
-    save_json(folder/f"{name}.json", dict(provenance, caption=caption))
-    return [folder/f"{name}.{ending}" for ending in ("csv", "md", "tex", "json")]
+    save_json(folder/f"{name}.json", dict(origin, caption=caption))
+    say_where(name, folder, endings := ("csv", "md", "tex", "json"))
+    return [folder/f"{name}.{ending}" for ending in endings]
 
 # %% ../../nbs/report/02_tables.ipynb #cell-30
 def _entry(folder, name, root):
@@ -147,9 +153,9 @@ def _entry(folder, name, root):
     return f"| `{name}` | {picture} | {others} | {origin_text(load_json(folder/f'{name}.json'))} |"
 
 def figures_index(
-    root=None,  # where `papers_figures` is
+    root=None,  # folder to use instead of `figures_root()`
 ) -> Path:  # of the index
-    "Write README.md in `papers_figures`: all figures and tables of all data sets and presets, with thumbnails and provenance."
+    "Write README.md in the folder of figures: all figures and tables of all data sets and presets, with thumbnails and provenance."
     root = figures_root(root)
     folders = sorted({p.parent for p in root.glob("*/*/*.json")})
     lines = ["# Figures and tables", "",
@@ -160,3 +166,20 @@ def figures_index(
         lines += [_entry(folder, p.stem, root) for p in sorted(folder.glob("*.json"))]
     with temporary_path(root/"README.md") as tmp: tmp.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return root/"README.md"
+
+# %% ../../nbs/report/02_tables.ipynb #trace-1
+def untraceable(
+    root=None,  # folder to use instead of `papers_figures` of the checkout
+    known:set|None=None,  # commits that exist; by default those of the checkout's history
+) -> pd.DataFrame:  # one row per problem: file, problem; empty where all is well
+    "Figures and tables whose numbers or drawing cannot be traced to committed code."
+    root, rows = Path(root or project_root()/"papers_figures"), []
+    known = history(project_root() or ".") if known is None else known
+    for path in sorted(root.rglob("*.json")):
+        problems = origin_problems(load_json(path), known)
+        numbers = path.with_suffix(".csv")
+        if numbers.is_file() and "commit" in pd.read_csv(numbers, nrows=0):
+            counts = pd.read_csv(numbers, usecols=["commit"], dtype=str).commit.value_counts()
+            problems += [f"{counts[c]} of {counts.sum()} rows of the CSV: {c} {why}" for c, why in doubtful(counts.index, known).items()]
+        rows += [dict(file=path.relative_to(root).as_posix(), problem=problem) for problem in problems]
+    return pd.DataFrame(rows, columns=["file", "problem"])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BASELINES', 'make_baseline', 'make_baseline_samples', 'baseline', 'baseline_samples', 'baselines', 'baseline_images',
-           'relative_rise']
+           'rise_factor']
 
 # %% ../../nbs/study/09_baseline_runs.ipynb #cell-2
 from dataclasses import asdict, replace
@@ -40,7 +40,8 @@ def make_baseline(stage, artifacts, folder, context):
     trainer = Trainer(model, as_float, dict(image=Rows(images, index)), train_cfg, folder, context.device)
     trainer.fit(progress=context.progress).to_csv(folder/"log.csv", index=False)
     trainer.export(folder/"model.safetensors")
-    return dict(n_train=len(index))
+    trainer.clear()
+    return dict(device=str(trainer.device), n_train=len(index), segments=trainer.segments)
 
 # %% ../../nbs/study/09_baseline_runs.ipynb #cell-6
 def make_baseline_samples(stage, artifacts, folder, context):
@@ -64,7 +65,7 @@ def baseline(
     p, inputs = pipeline.preset, dict(images=pipeline.images(), **pipeline.subsets(run))
     model, train = replace(p.baseline, image_size=pipeline.config.image_size), getattr(p, f"{kind}_train")
     settings = dict(kind=kind, model=asdict(model), train={**asdict(train), "seed": run.seed})
-    return Stage("baseline", settings, inputs, make_baseline, resumable=True, scope="run")
+    return Stage("baseline", settings, inputs, make_baseline, version=2, resumable=True, scope="run")
 
 def baseline_samples(
     pipeline:Pipeline,  # data set and preset
@@ -85,9 +86,11 @@ def baselines(
     "Train and measure VAEs and GANs on randomly pruned sets, for the study's ratios and seeds, and on the unpruned set."
     a, rows, context = study.arguments, [], study.context(progress=False, force=("run",) if force else ())
     wanted = [(k, float(r), s) for s in a["seeds"] for k in kinds for r in dict.fromkeys([0.0, *a["ratios"]])]
-    for kind, ratio, seed in tqdm(wanted, desc="VAE and GAN", unit="model", disable=not progress):
-        run = Run("random", ratio, seed) if ratio else Run("unpruned", 0.0, seed)
-        artifact = materialise(study.pipeline.compare(baseline_samples(study.pipeline, kind, run)), context)
+    run_of = lambda ratio, seed: Run("random", ratio, seed) if ratio else Run("unpruned", 0.0, seed)
+    ends = [study.pipeline.measures(baseline_samples(study.pipeline, kind, run_of(ratio, seed))) for kind, ratio, seed in wanted]
+    if not force: study.warn_stale([s for end in ends for s in end.tree()])
+    for (kind, ratio, seed), end in zip(tqdm(wanted, desc="VAE and GAN", unit="model", disable=not progress), ends):
+        artifact = materialise(end, context)
         values, backbone = artifact.json("metrics"), study.pipeline.metrics_backbone
         rows += [dict(dataset=a["dataset"], preset=a["preset"], method=kind, pruning_ratio=ratio, seed=seed, metric=m, backbone=backbone,
                       name=metric_name(m, backbone), value=values[m], n_generated=values["n_generated"], artifact=artifact.hash)
@@ -104,11 +107,11 @@ def baseline_images(
     return materialise(baseline_samples(study.pipeline, kind, run), study.context(progress=False)).array("images")[:n]
 
 # %% ../../nbs/study/09_baseline_runs.ipynb #cell-13
-def relative_rise(
+def rise_factor(
     table:pd.DataFrame,  # tidy results with the unpruned models in them, at ratio 0
     metric:str="fd",  # key of the metric
     unpruned:dict|None=None,  # method -> the method that stands for it at ratio 0, such as random -> unpruned
-) -> pd.DataFrame:  # the same rows and columns, with metric "<metric>_rise" and the value relative to the own unpruned one, minus 1
+) -> pd.DataFrame:  # the same rows and columns, with metric "<metric>_rise" and the value over the own unpruned one
     "Each value against that of the same kind of model and the same seed on the whole set. Raises `ValueError` where that is missing."
     rows = table[(table.metric == metric) & (table.method != "validation")]
     whole = table[(table.metric == metric) & (table.pruning_ratio == 0)].set_index(["method", "seed"]).value
@@ -116,6 +119,6 @@ def relative_rise(
     absent = [k for k in keys if k not in whole.index]
     if absent: raise ValueError(f"no unpruned value of {absent[0][0]} with seed {absent[0][1]} in the table")
     base = np.array([whole[k] for k in keys], dtype=float)
-    label = rows["name"] + " / its unpruned value − 1" if "name" in rows else None
-    out = rows.assign(metric=f"{metric}_rise", value=rows.value.to_numpy(float)/base - 1)
+    label = rows["name"] + " / its unpruned value" if "name" in rows else None
+    out = rows.assign(metric=f"{metric}_rise", value=rows.value.to_numpy(float)/base)
     return out.assign(name=label) if label is not None else out

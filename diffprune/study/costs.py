@@ -26,7 +26,7 @@ from ..models.dit import DIT_MODELS, dit_model
 from ..models.flow import sample_ode
 from ..models.train import TrainConfig, Trainer, diffusion_loss, seeded
 from ..models.vqvae import VQVAE, VQVAEConfig, decode_latents, to_float, vqvae_loss
-from ..pruning.scores import ProbeGrid, ProbeSet, probe_norms
+from ..pruning.probes import ProbeGrid, ProbeSet, probe_norms
 
 # %% ../../nbs/study/05_costs.ipynb #cell-5
 KNOWN_COUNTS = dict(  # data set -> images for training and validation, classes
@@ -87,7 +87,7 @@ def seconds_by_batch(
     batch:int,  # wanted size
     budget:float=1.0,  # seconds for each of the two sizes
     device="cpu",  # as for `seconds_of`
-) -> tuple:  # (seconds a call, seconds an image more)
+) -> tuple:  # (seconds per call, seconds per further image)
     "Fit a + c·b through two batch sizes: one image, and the wanted number or the most that the budget allows."
     one = seconds_of(lambda: call(1), budget, device)
     b = min(batch, max(1, int(budget/3/one)))
@@ -105,7 +105,7 @@ def operations_per_second(
     size:int=1024,  # rows and columns
     budget:float=0.3,  # seconds
 ) -> float:
-    "Multiply-adds a second in a product of square float32 matrices."
+    "Multiply-adds per second in a product of square float32 matrices."
     x = torch.randn(size, size, generator=torch.Generator().manual_seed(0)).to(device)
     return size**3/seconds_of(lambda: x @ x, budget, device)
 
@@ -151,7 +151,7 @@ def free_memory(
 
 def layers_to_time(
     arch:dict,  # name, input_size, in_channels
-    speed:float,  # multiply-adds a second
+    speed:float,  # multiply-adds per second
     memory:float,  # free bytes
     budget:float,  # seconds for a training step of one image
 ) -> tuple:  # layers to time, layers of the model
@@ -361,13 +361,24 @@ def _metrics(stage, m):
     seconds = (2*n*n_real*dim + 2*n*n*dim + draws*30*min(n, dim)**3)/m.speed + 0.1*draws
     return Cost(seconds, 1_000, note="by counting operations; 0.1 s per draw of the bootstrap assumed")
 
+def _moments(stage, m):
+    n, dim = _count(stage.inputs["features"], m), m.backbone(stage.inputs["features"].settings["name"])[1]
+    return Cost(2*n*dim*dim/m.speed, 8*dim*(dim + 1), note="by counting operations")
+
+def _measures(stage, m):
+    if "moments" not in stage.inputs: return Cost(0.0, 1_000)
+    n, dim = _count(stage.inputs["generated"], m), m.backbone(stage.inputs["generated"].settings["name"])[1]
+    draws = 1 + stage.settings["n_bootstrap"]
+    return Cost((2*n*dim*dim + draws*30*min(n, dim)**3)/m.speed, 1_000, note="by counting operations")
+
 def _light(stage, m):
     n = _count(stage.inputs["images"], m)
     return Cost(0.0, 8*n*(1 - stage.settings["pruning_ratio"]) if stage.kind == "subset" else 8*n)
 
 # %% ../../nbs/study/05_costs.ipynb #7b73a61c
 RULES = dict(images=_images, vqvae=_vqvae, latents=_latents, features=_features, clusters=_clusters, proxy=_proxy, surrogates=_surrogates,
-             influence=_influence, scores=_light, subset=_light, model=_model, samples=_samples, reference=_reference, metrics=_metrics)
+             influence=_influence, scores=_light, subset=_light, model=_model, samples=_samples, reference=_reference, metrics=_metrics,
+             moments=_moments, measures=_measures)
 OVERHEAD = dict(seconds=0.05, bytes=4000)  # of any stage: loading, checksums, artifact.json
 
 def cost_of(

@@ -20,12 +20,13 @@ from fastcore.basics import patch
 from ..core.stages import Stage
 from ..core.store import load_json, save_array, save_json
 from ..data.datasets import DataConfig
+from ..data.split import uniform_keys
 from ..models.flow import flow_matching_loss
 from ..models.vqvae import LatentNorm
 from ..pruning.gradients import sample_gradients
+from ..pruning.probes import ProbeGrid, ProbeSet, epoch_ends, leave_one_out, mean_gradient, probe_norms
 from ..pruning.registry import known_methods, parse_method
-from ..pruning.scores import ProbeGrid, ProbeSet, epoch_ends, leave_one_out, mean_gradient, probe_norms
-from ..pruning.select import KEEPS, codes_of, n_kept, select, uniform_keys, window
+from ..pruning.select import KEEPS, codes_of, n_kept, select, window
 from diffprune.study.makers import (
     fitted_pruner,
     make_latents,
@@ -390,7 +391,8 @@ def make_pipeline(
     preset:Preset,  # all settings, with the names of departures
     metrics_backbone:str="lite0",  # features of the metrics
     weights:dict|None=None,  # backbone -> local file of weights
+    stale:str="warn",  # as for `Pipeline`
 ) -> Pipeline:
     "The pipeline of a preset: the usual one, unless departures are switched on. Raises `ValueError` for an unknown departure."
     preset = depart(preset)
-    return (DepartingPipeline if preset.departures else Pipeline)(config, preset, metrics_backbone, weights)
+    return (DepartingPipeline if preset.departures else Pipeline)(config, preset, metrics_backbone, weights, stale)

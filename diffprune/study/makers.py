@@ -6,7 +6,8 @@
 __all__ = ['make_vqvae', 'load_vqvae', 'make_latents', 'load_norm', 'make_reconstructions', 'make_features', 'make_clusters',
            'diffusion_model', 'train_diffusion', 'probe_set', 'shortened', 'make_proxy', 'make_surrogates',
            'make_influence', 'make_scores', 'fitted_pruner', 'make_subset', 'make_model', 'load_model', 'sample_labels',
-           'make_samples', 'linear_classifier', 'make_reference', 'make_metrics', 'make_memorization']
+           'make_samples', 'linear_classifier', 'make_reference', 'make_metrics', 'make_moments', 'make_measures',
+           'make_memorization']
 
 # %% ../../nbs/study/02_makers.ipynb #3204a492
 import math
@@ -20,23 +21,23 @@ from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from ..core.checks import from_settings, to_uint8
+from ..core.checks import attempt, bad_rows, from_settings, to_uint8
 from ..core.parallel import add_up, agree, first_then_others, is_main, write_rows
 from ..core.store import Rows, create_array, load_array, save_array, save_json
 from ..features.cluster import Clusters, kmeans_by_key
 from ..features.embed import embed_images, load_backbone
-from ..metrics.evaluate import FeatureStats, ball_radii, feature_stats, measure
+from ..metrics.bootstrap import draw, interval
+from ..metrics.evaluate import FeatureStats, Interval, ball_radii, feature_stats, measure, unmeasurable
+from ..metrics.frechet import FrechetDraws
 from ..metrics.memorization import memorization
 from ..models.dit import dit_model
 from ..models.flow import SampleConfig, sample_latents
 from ..models.train import TrainConfig, Trainer, diffusion_loss, learning_rate, seeded
 from ..models.vqvae import VQVAE, LatentNorm, VQVAEConfig, decode_latents, encode_images, to_float, vqvae_loss
-from ..pruning.registry import make_pruner, parse_method
-from diffprune.pruning.scores import (
+from diffprune.pruning.probes import (
     ProbeGrid,
     ProbeSet,
     Recorder,
-    Scores,
     epoch_ends,
     influences,
     probe_losses,
@@ -45,6 +46,8 @@ from diffprune.pruning.scores import (
     probe_projections,
     surrogate_folds,
 )
+from ..pruning.registry import make_pruner, parse_method
+from ..pruning.scores import Scores
 
 # %% ../../nbs/study/02_makers.ipynb #fe2de9a5
 def _uint8_loss(model, batch, draws):
@@ -63,7 +66,8 @@ def make_vqvae(stage, artifacts, folder, context):
     trainer = Trainer(model, _uint8_loss, dict(image=artifacts["images"].array("images")), train_cfg, folder, context.device)
     _write_log(trainer, folder, context)
     trainer.export(folder/"model.safetensors")
-    return dict(device=str(trainer.device))
+    trainer.clear()
+    return dict(device=str(trainer.device), segments=trainer.segments)
 
 def load_vqvae(
     artifact,  # of kind "vqvae"
@@ -221,7 +225,9 @@ def make_proxy(stage, artifacts, folder, context):
     if not is_main(): return
     save_array(folder/"losses.npy", recorder.load())
     save_array(folder/"times.npy", grid.draw_times)
-    for leftover in (folder/"losses", *trainer.checkpoints()): shutil.rmtree(leftover)
+    shutil.rmtree(folder/"losses")
+    trainer.clear()
+    return dict(segments=trainer.segments)
 
 # %% ../../nbs/study/02_makers.ipynb #621a1e57
 def _products(model, samples, grid, rows, how):
@@ -234,13 +240,13 @@ def make_surrogates(
     "MoSo's products: products.npy (surrogates, checkpoints, N, D), learning_rates.npy (checkpoints,), times.npy (D,)."
     s = stage.settings
     samples, grid, how = probe_set(artifacts, s, context)
-    folds, found = surrogate_folds(samples.ids, s["proxy"]["n_surrogates"], s["train"]["seed"]), []
+    folds, found, segments = surrogate_folds(samples.ids, s["proxy"]["n_surrogates"], s["train"]["seed"]), [], []
     for k, fold in enumerate(folds):
         total = epoch_ends(len(fold), s["train"]["batch_size"], s["proxy"]["epochs"])[-1]
         steps = [max(1, round(total*(m + 1)/s["proxy"]["n_checkpoints"])) for m in range(s["proxy"]["n_checkpoints"])]
         short, measure = shortened(s, total, steps[0]), lambda model, rows: products(model, samples, grid, rows, how)
         recorder = _RowRecorder(folder/f"fold-{k}/products", steps, measure, len(samples), how["batch_size"], every=True)
-        train_diffusion(artifacts, short, fold, folder/f"fold-{k}", context, recorder)
+        segments += train_diffusion(artifacts, short, fold, folder/f"fold-{k}", context, recorder).segments
         if is_main(): found.append(recorder.load())
         rates = [learning_rate(from_settings(TrainConfig, short["train"]), step - 1) for step in steps]
     if not is_main(): return
@@ -248,6 +254,7 @@ def make_surrogates(
     save_array(folder/"learning_rates.npy", rates)
     save_array(folder/"times.npy", grid.draw_times)
     for k in range(len(folds)): shutil.rmtree(folder/f"fold-{k}")
+    return dict(segments=segments)
 
 # %% ../../nbs/study/02_makers.ipynb #4cada6f5
 def make_influence(stage, artifacts, folder, context):
@@ -263,7 +270,8 @@ def make_influence(stage, artifacts, folder, context):
     save_array(folder/"influence.npy", influences(load_array(folder/"projections.npy"), s["influence"]["damping"]))
     save_array(folder/"times.npy", grid.draw_times)
     (folder/"projections.npy").unlink()
-    for leftover in trainer.checkpoints(): shutil.rmtree(leftover)
+    trainer.clear()
+    return dict(segments=trainer.segments)
 
 # %% ../../nbs/study/02_makers.ipynb #a9f1c12b
 class _Arrays:
@@ -312,7 +320,8 @@ def make_model(stage, artifacts, folder, context):
     if is_main(): save_json(folder/"model.json", diffusion_model(artifacts, stage.settings)[0])
     trainer = train_diffusion(artifacts, stage.settings, index, folder, context)
     trainer.export(folder/"model.safetensors")
-    return dict(device=str(trainer.device), n_train=len(index))
+    trainer.clear()
+    return dict(device=str(trainer.device), n_train=len(index), segments=trainer.segments)
 
 def load_model(
     artifact,  # of kind "model"
@@ -372,16 +381,20 @@ def linear_classifier(
 # %% ../../nbs/study/02_makers.ipynb #2782814f
 def make_reference(stage, artifacts, folder, context):
     "What every comparison with these real features needs: moments, radii and, if asked for, a classifier."
-    X, s = artifacts["features"].array("features"), stage.settings
-    stats = feature_stats(X, progress=context.progress)
-    save_array(folder/"mean.npy", stats.mean)
-    save_array(folder/"cov.npy", stats.cov)
-    for k in {s["k_neighbours"], s["k_density"]}:
+    X, s, reasons = artifacts["features"].array("features"), stage.settings, {}
+    if len(X) > 1:
+        stats = feature_stats(X, progress=context.progress)
+        save_array(folder/"mean.npy", stats.mean)
+        save_array(folder/"cov.npy", stats.cov)
+    for k in {k for k in (s["k_neighbours"], s["k_density"]) if k < len(X)}:
         save_array(folder/f"radii-{k}.npy", ball_radii(X, k, device=_device(context), progress=context.progress))
     if s["linear_classifier"]:
         labels = artifacts["images"].table("samples")["label"].to_numpy()
-        for name, values in zip(("weights", "biases"), linear_classifier(X, labels)): save_array(folder/f"{name}.npy", values)
-    return dict(n=len(X), d=X.shape[1])
+        with attempt(reasons, "inception_score"):
+            for name, values in zip(("weights", "biases"), linear_classifier(X, labels)): save_array(folder/f"{name}.npy", values)
+    return dict(n=len(X), d=X.shape[1], reasons=reasons)
+
+def _or_none(x): return None if isinstance(x, float) and not np.isfinite(x) else x
 
 def _device(context):
     return "cuda" if context.device.startswith("cuda") else "cpu"
@@ -392,15 +405,53 @@ def make_metrics(stage, artifacts, folder, context):
     s, generated, real = stage.settings, artifacts["generated"], artifacts["features"].array("features")
     reference = artifacts["reference"]
     meta, X = reference.meta, generated.array("features", mmap=False)
-    stats = FeatureStats(reference.array("mean", mmap=False), reference.array("cov", mmap=False), meta["n"])
-    radii = {k: reference.array(f"radii-{k}", mmap=False) for k in (s["k_neighbours"], s["k_density"])}
-    logits = None
-    if (reference.path/"weights.npy").is_file():
+    there, logits = lambda name: (reference.path/f"{name}.npy").is_file(), None
+    stats = FeatureStats(*(reference.array(name, mmap=False) for name in ("mean", "cov")), meta["n"]) if there("mean") else None
+    radii = {k: reference.array(f"radii-{k}", mmap=False) for k in (s["k_neighbours"], s["k_density"]) if there(f"radii-{k}")}
+    if there("weights"):
         logits = X @ reference.array("weights", mmap=False).T + reference.array("biases", mmap=False)
     if (generated.path/"logits.npy").is_file(): logits = generated.array("logits", mmap=False)
     found = measure(X, real, logits, stats, radii, s["n_bootstrap"], k=s["k_neighbours"], k_density=s["k_density"], device=_device(context))
-    save_json(folder/"metrics.json", dict({m: i.value for m, i in found.items()}, n_generated=len(X), n_reference=len(real)))
-    save_json(folder/"intervals.json", {m: i._asdict() for m, i in found.items()})
+    if logits is None:
+        for m, reason in meta.get("reasons", {}).items(): found[m], found.reasons[m] = Interval(*[np.nan]*4), reason
+    save_json(folder/"metrics.json", dict({m: _or_none(i.value) for m, i in found.items()}, n_generated=len(X), n_reference=len(real)))
+    rows = {m: {k: _or_none(v) for k, v in i._asdict().items()} for m, i in found.items()}
+    save_json(folder/"intervals.json", {m: dict(row, reason=found.reasons[m]) if m in found.reasons else row for m, row in rows.items()})
+    return dict(notes=found.notes)
+
+# %% ../../nbs/study/02_makers.ipynb #e9b527f4
+def make_moments(stage, artifacts, folder, context):
+    "Mean and covariance of real features: mean.npy (d,), cov.npy (d, d); a single image has neither."
+    X = artifacts["features"].array("features")
+    if len(X) > 1:
+        stats = feature_stats(X, progress=context.progress)
+        save_array(folder/"mean.npy", stats.mean)
+        save_array(folder/"cov.npy", stats.cov)
+    return dict(n=len(X), d=X.shape[1])
+
+def _distance_to(moments, X, n_draws):
+    "The Fréchet distance to an artifact of `make_moments` as a row of intervals.json: null where it cannot be had, with a `reason`."
+    n, found, reasons = len(X), Interval(*[np.nan]*4), {}
+    if few := unmeasurable(n, moments.meta["n"]).get("fd"): reasons["fd"] = few
+    else:
+        with attempt(reasons, "fd"):
+            stats = FeatureStats(moments.array("mean", mmap=False), moments.array("cov", mmap=False), moments.meta["n"])
+            draws, rng = FrechetDraws(X, stats), np.random.RandomState(0)
+            spread = [draws.distance(draw(n, rng, False)) for _ in range(n_draws)] if n > 3 else [np.nan]*2
+            found = interval(draws.distance(np.arange(n)), np.array(spread), 0.95)
+        if not np.isfinite(found.value): reasons.setdefault("fd", f"came out as {found.value}")
+        elif n < 4: reasons["fd"] = f"no interval: needs at least 4 generated images, there are {n}"
+    row = {k: _or_none(v) for k, v in found._asdict().items()}
+    return dict(row, reason=reasons["fd"]) if reasons else row
+
+def make_measures(stage, artifacts, folder, context):
+    "All metrics, with the Fréchet distances to training and to held-out images by name: metrics.json, intervals.json."
+    s, X, further = stage.settings, artifacts["generated"].array("features", mmap=False), {}
+    found, intervals = (artifacts["metrics"].json(name) for name in ("metrics", "intervals"))
+    if s["reference"]: further[s["reference"]] = intervals["fd"]
+    if s["other"]: further[s["other"]] = _distance_to(artifacts["moments"], np.delete(X, bad_rows(X), 0), s["n_bootstrap"])
+    save_json(folder/"metrics.json", dict(found, **{name: i["value"] for name, i in further.items()}))
+    save_json(folder/"intervals.json", dict(intervals, **further))
 
 # %% ../../nbs/study/02_makers.ipynb #d3bedc33
 def make_memorization(stage, artifacts, folder, context):
@@ -410,8 +461,9 @@ def make_memorization(stage, artifacts, folder, context):
     sets, rows = dict(full=train), {}
     if "subset" in artifacts: sets = dict(kept=train[artifacts["subset"].array("indices", mmap=False)], full=train)
     for name, X in sets.items():
-        how = dict(alpha=max(s["alpha"], 2/len(heldout)), n_cells=max(1, min(s["n_cells"], len(X)//10, len(generated)//40)))
-        found = memorization(generated, heldout, X, **how, random_state=s["seed"], device=_device(context), progress=context.progress)
-        rows[name] = dict(asdict(found), **how)
+        n_cells = max(1, min(s["n_cells"], len(X)//10, len(generated)//40))
+        how = dict(random_state=s["seed"], widen=True, device=_device(context), progress=context.progress)
+        found = memorization(generated, heldout, X, s["alpha"], n_cells, **how)
+        rows[name] = {m: _or_none(v) for m, v in dict(asdict(found), n_cells=n_cells).items()}
     if "subset" not in artifacts: rows = dict(kept=rows["full"], full=rows["full"])
     save_json(folder/"memorization.json", rows)

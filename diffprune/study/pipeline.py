@@ -11,18 +11,21 @@ from functools import partial, wraps
 
 from fastcore.basics import patch
 
-from ..core.stages import Stage
+from ..core.stages import Context, Freshness, Stage
+from ..core.store import Store, check_stale
 from ..data.datasets import DataConfig, load_dataset
-from ..features.embed import backbone_settings, has_classifier
+from ..features.embed import backbone_settings, find_weights, has_classifier, parse_backbone
 from ..pruning.registry import full_backbone, make_pruner, parse_method
 from diffprune.study.makers import (
     make_clusters,
     make_features,
     make_influence,
     make_latents,
+    make_measures,
     make_memorization,
     make_metrics,
     make_model,
+    make_moments,
     make_proxy,
     make_reconstructions,
     make_reference,
@@ -32,7 +35,7 @@ from diffprune.study.makers import (
     make_surrogates,
     make_vqvae,
 )
-from .presets import Preset
+from .presets import Preset, check_preset
 from .runs import Run
 
 # %% ../../nbs/study/03_pipeline.ipynb #64f87b61
@@ -47,19 +50,51 @@ def once(
         return self._made[key]
     return remembered
 
+def _check_file(backbone, path):
+    parse_backbone(backbone)
+    find_weights(backbone, path)
+
 @dataclass(frozen=True)
 class Pipeline:
-    "The stages of one data set at one preset."
+    "The stages of one data set at one preset. Raises `ValueError` for unusable settings, `FileNotFoundError` for weights that are absent."
     config:DataConfig  # the images
     preset:Preset  # all settings
     metrics_backbone:str = "lite0"  # features of the metrics
     weights:dict|None = None  # backbone -> local file of weights
+    stale:str = "warn"  # what to do with results of other code, packages or devices: "use", "warn" or "recompute"; see `core/03_stages`
     _made:dict = field(default_factory=dict, init=False, repr=False, compare=False)  # stages that were asked for
+
+    def __post_init__(self):
+        check_stale(self.stale)
+        check_preset(self.preset, self.config.image_size)
+        parse_backbone(self.metrics_backbone)
+        if not isinstance(self.weights or {}, dict): raise ValueError(f"weights must be {{backbone: file}}, not {self.weights!r}")
+        for name, path in (self.weights or {}).items(): _check_file(full_backbone(name), path)
 
     @property
     def memorization_backbone(self) -> str:
         "Features of the memorization test."
         return self.preset.memorization_backbone or self.metrics_backbone
+
+# %% ../../nbs/study/03_pipeline.ipynb #2f161dca
+@patch
+@once
+def freshness(self:Pipeline,
+    devices:tuple=("cpu",),  # names of those that compute
+) -> Freshness:
+    "What is done with stale results, and which were spoken of."
+    return Freshness(self.stale, devices)
+
+@patch
+def context(self:Pipeline,
+    store:Store,  # where artifacts are kept
+    device:str="cpu",  # of models
+    progress:bool=True,  # show progress bars
+    force:tuple=(),  # scopes of stages to compute again
+    devices:tuple=(),  # names of all devices that compute; empty: `device` alone
+) -> Context:
+    "Where and how stages are computed, with the pipeline's policy for stale results."
+    return Context(store, device, progress, tuple(force), freshness=self.freshness(tuple(devices) or (device,)))
 
 # %% ../../nbs/study/03_pipeline.ipynb #713ec6d0
 @patch
@@ -68,15 +103,18 @@ def images(self:Pipeline,
     split:str="train",  # or "val"
 ) -> Stage:
     "The decoded images of a split."
-    def obtain(context): return load_dataset(self.config, split, store=context.store, progress=context.progress).artifact
-    return Stage("images", self.config.settings(split), version=self.config.spec.version, obtain=obtain, scope="data")
+    config = self.config
+    def obtain(context):
+        stale = "recompute" if context.freshness.stale == "recompute" else "use"  # `materialise` warns
+        return load_dataset(config, split, store=context.store, progress=context.progress, stale=stale).artifact
+    return Stage("images", config.settings(split), version=config.spec.version, obtain=obtain, scope="data", code=(config.spec.make,))
 
 @patch
 @once
 def vqvae(self:Pipeline) -> Stage:
     "The autoencoder, trained on the whole training set."
     settings = dict(model=asdict(self.preset.vqvae), train=asdict(self.preset.vqvae_train))
-    return Stage("vqvae", settings, dict(images=self.images()), make_vqvae, resumable=True, parallel=True)
+    return Stage("vqvae", settings, dict(images=self.images()), make_vqvae, version=2, resumable=True, parallel=True)
 
 @patch
 @once
@@ -102,7 +140,7 @@ def features(self:Pipeline,
 ) -> Stage:
     "Features of images."
     backbone = full_backbone(backbone)
-    weights = (self.weights or {}).get(backbone)
+    weights = {full_backbone(name): path for name, path in (self.weights or {}).items()}.get(backbone)
     settings = dict(name=backbone, **backbone_settings(backbone, weights))
     if logits and has_classifier(backbone): settings["logits"] = True
     scope = "run" if images.scope == "run" else "shared"
@@ -138,7 +176,7 @@ def _pretraining(self:Pipeline, kind, make, seed, *without, **more):
     "A stage of pre-training, with the settings that it uses, and without the usual precision."
     proxy = {k: v for k, v in asdict(self.preset.proxy).items() if k not in without and (k, v) != ("precision", "no")}
     inputs = dict(latents=self.latents(), images=self.images())
-    return Stage(kind, dict(self._diffusion(seed), proxy=proxy, **more), inputs, make, resumable=True, parallel=True)
+    return Stage(kind, dict(self._diffusion(seed), proxy=proxy, **more), inputs, make, version=2, resumable=True, parallel=True)
 
 # %% ../../nbs/study/03_pipeline.ipynb #f73278d5
 @patch
@@ -203,7 +241,8 @@ def subset(self:Pipeline,
     settings = dict(method=run.method, pruning_ratio=run.pruning_ratio, seed=run.seed, stratify=p.stratify,
                     options={k: v for k, v in options.items() if k in known})
     inputs = dict(images=self.images(), **self._needed(chosen.method, chosen.backbone, run.seed))
-    return Stage("subset", settings, inputs, make_subset, scope="run", code=(chosen.method.pruner,))
+    version = 2 if chosen.keep == "low" else 1  # 2: an inverse complements its method with an odd number of samples, too
+    return Stage("subset", settings, inputs, make_subset, version=version, scope="run", code=(chosen.method.pruner,))
 
 # %% ../../nbs/study/03_pipeline.ipynb #3378e7c6
 @patch
@@ -220,7 +259,7 @@ def model(self:Pipeline,
 ) -> Stage:
     "The diffusion model trained on a subset."
     inputs = dict(images=self.images(), latents=self.latents(), **self.subsets(run))
-    return Stage("model", self._diffusion(run.seed), inputs, make_model, resumable=True, parallel=True, scope="run")
+    return Stage("model", self._diffusion(run.seed), inputs, make_model, version=2, resumable=True, parallel=True, scope="run")
 
 @patch
 @once
@@ -243,6 +282,14 @@ def reference(self:Pipeline) -> Stage:
 
 @patch
 @once
+def moments(self:Pipeline,
+    split:str,  # "train" or "val"
+) -> Stage:
+    "Mean and covariance of real features."
+    return Stage("moments", {}, dict(features=self.features(self.images(split), self.metrics_backbone)), make_moments)
+
+@patch
+@once
 def compare(self:Pipeline,
     images:Stage,  # generated images, or real ones
 ) -> Stage:
@@ -250,7 +297,21 @@ def compare(self:Pipeline,
     p, real = self.preset, self.features(self.images(self.preset.reference), self.metrics_backbone)
     inputs = dict(generated=self.compared(images), features=real, reference=self.reference())
     settings = dict(k_neighbours=p.k_neighbours, k_density=p.k_density, n_bootstrap=p.n_bootstrap)
-    return Stage("metrics", settings, inputs, make_metrics, scope="run" if images.scope == "run" else "shared")
+    return Stage("metrics", settings, inputs, make_metrics, version=2, scope="run" if images.scope == "run" else "shared")
+
+@patch
+@once
+def measures(self:Pipeline,
+    images:Stage,  # generated images, or real ones
+) -> Stage:
+    "Metrics of images, and their Fréchet distances to training and to held-out images, each unless it would be one to themselves."
+    p, names = self.preset, dict(train="fd_train", val="fd_heldout")
+    other = "val" if p.reference == "train" else "train"
+    own = [split for split in names if images is self.images(split)]
+    named = {key: None if split in own else names[split] for key, split in (("reference", p.reference), ("other", other))}
+    inputs = dict(metrics=self.compare(images), generated=self.compared(images))
+    if named["other"]: inputs["moments"] = self.moments(other)
+    return Stage("measures", dict(named, n_bootstrap=p.n_bootstrap), inputs, make_measures, scope=inputs["metrics"].scope)
 
 # %% ../../nbs/study/03_pipeline.ipynb #09dc3496
 @patch
@@ -258,12 +319,12 @@ def metrics(self:Pipeline,
     run:Run,  # whose samples are measured
 ) -> Stage:
     "Metrics of the generated images of a run."
-    return self.compare(self.samples(run))
+    return self.measures(self.samples(run))
 
 @patch
 def floor(self:Pipeline) -> Stage:
     "Metrics of real validation images: what a perfect model with as many samples would get."
-    return self.compare(self.images("val"))
+    return self.measures(self.images("val"))
 
 @patch
 @once
@@ -274,4 +335,4 @@ def memorization(self:Pipeline,
     p, name = self.preset, self.memorization_backbone
     inputs = dict(generated=self.compared(self.samples(run), name), heldout=self.compared(self.images("val"), name),
                   train=self.features(self.images(), name), **self.subsets(run))
-    return Stage("memorization", dict(alpha=p.alpha, n_cells=p.n_cells, seed=0), inputs, make_memorization, scope="run")
+    return Stage("memorization", dict(alpha=p.alpha, n_cells=p.n_cells, seed=0), inputs, make_memorization, version=2, scope="run")

@@ -31,7 +31,7 @@ def as_list(
     name:str,  # of the argument, for the error
     values,  # what the caller gave
 ) -> list:
-    "A list of `values`. Raises `ValueError` for a text, or for something that cannot be iterated over."
+    "A list of `values`. Raises `ValueError` for a string, or for something that cannot be iterated over."
     if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"): raise ValueError(f"{name} must be a list, not {values!r}")
     return list(values)
 
@@ -41,7 +41,7 @@ def grid(
     ratios,  # pruning ratios in [0, 1)
     seeds,  # non-negative integers, at least one
 ) -> list:  # of `Run`, the unpruned models first
-    "All runs of a study. Raises `ValueError` for an unknown method, a ratio outside [0, 1) or a seed that is none."
+    "All runs of a study. Raises `ValueError` for an unknown method, a ratio outside [0, 1) or a seed that is not a non-negative integer."
     methods, ratios, seeds = as_list("methods", methods), as_list("ratios", ratios), as_list("seeds", seeds)
     if not seeds: raise ValueError("seeds is empty; give at least one, such as [0]")
     for method in methods:
@@ -51,6 +51,7 @@ def grid(
         if isinstance(r, bool) or not isinstance(r, (int, float)) or not 0 <= r < 1:
             raise ValueError(f"pruning ratio {r!r} is out of range: it is the pruned share, a number in [0, 1)")
     for s in seeds:
-        if isinstance(s, bool) or not isinstance(s, Integral) or s < 0: raise ValueError(f"seed {s!r} is not a non-negative integer")
+        if isinstance(s, bool) or not isinstance(s, Integral) or not 0 <= s < 2**63:
+            raise ValueError(f"seed {s!r} is not a non-negative integer below 2**63")
     whole = [Run("unpruned", 0.0, int(s)) for s in seeds]
     return list(dict.fromkeys(whole + [Run(m, float(r), int(s)) for s in seeds for r in ratios if r > 0 for m in methods]))

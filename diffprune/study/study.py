@@ -8,11 +8,14 @@ __all__ = ['RATIOS', 'Study', 'plan_summary', 'study_of_worker', 'work']
 # %% ../../nbs/study/07_study.ipynb #b379728b
 import importlib
 import json
+import os
 import re
 import tempfile
 import time
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
+from functools import lru_cache
+from importlib import resources
 
 import numpy as np
 import pandas as pd
@@ -21,28 +24,46 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from ..core.lineage import code_version
+from ..core.origins import Origin
 from ..core.parallel import agree, launched, start
-from ..core.stages import Context, materialise
-from ..core.store import Store, digest, load_json
+from ..core.stages import Context, Freshness, materialise
+from ..core.store import Artifact, Store, digest, load_json
 from ..core.store import provenance as code_provenance
-from ..data.datasets import dataset_config
+from ..data.datasets import dataset_config, load_dataset
+from ..data.images import ImageDataset
 from ..features.cluster import Clusters
-from ..features.embed import parse_backbone
-from ..metrics.evaluate import metric_name
-from ..pruning.registry import parse_method
+from ..features.embed import load_backbone, parse_backbone
+from ..metrics.comparisons import fit_seeds, log_margin, seeds_needed, smallest_effect, variance_components
+from ..metrics.evaluate import metric_name, unmeasurable
+from ..pruning.registry import make_pruner, parse_method
+from ..pruning.select import n_kept
 from .costs import Machine, count_images, estimate_costs
 from .departures import make_pipeline
 from .makers import fitted_pruner
 from .presets import load_preset
 from .runs import Run, as_list, grid
-from .schedule import default_workers, running, start_workers, study_devices, watch_workers
+from .schedule import default_workers, running, start_workers, study_devices, system_error, watch_workers
+
+# %% ../../nbs/study/07_study.ipynb #types-1
+def _check_types(dataset, root, workers, store):
+    "Raises `ValueError` for an argument of another kind than `Study` takes."
+    if not isinstance(dataset, (str, os.PathLike)): raise ValueError(f"dataset must be a name such as 'digits', not {dataset!r}")
+    if root is not None and not isinstance(root, (str, os.PathLike)): raise ValueError(f"root must be a folder, not {root!r}")
+    if store is not None and not isinstance(store, Store): raise ValueError(f"store must be a Store('folder'), not {store!r}")
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
+        raise ValueError(f"workers is {workers!r}; a number of runs at a time is expected, such as 2")
+
+def _check_root(config, root):
+    "Raises `ValueError` for data that bring their own place, `FileNotFoundError` for a folder that is not there."
+    if root is None: return
+    if not config.spec.layout: raise ValueError(f"root={str(root)!r}: {config.spec.name} needs none, it is made here; leave root out")
+    if "://" not in str(root) and not os.path.isdir(os.path.expanduser(root)): raise FileNotFoundError(f"root: there is no folder {root}")
 
 # %% ../../nbs/study/07_study.ipynb #bc3c5490
 RATIOS = (0.25, 0.5, 0.75, 0.9)  # of the paper
 
 class Study:
-    "A grid of runs on one data set at one preset. Nothing is computed until it is asked for."
+    "A grid of runs on one data set at one preset. Nothing is computed until it is asked for; wrong values are refused at once."
     def __init__(self,
         dataset:str,  # name of the data set, as for `load_dataset`
         preset:str="cpu",  # "smoke", "cpu", "gpu" or "paper"
@@ -56,15 +77,20 @@ class Study:
         store:Store|None=None,  # where artifacts are kept
         device:str|None=None,  # "cpu", "cuda" or several, as for `study_devices`; by default all GPUs, or the CPU
         workers:int|None=None,  # runs at a time on each device; by default DIFFPRUNE_WORKERS, or else one per GPU, one per core of a CPU
+        stale:str="warn",  # what to do with results of other code, packages or devices: "use", "warn" or "recompute"; see `core/03_stages`
     ):
+        _check_types(dataset, root, workers, store)
         settings = load_preset(preset, dataset, overrides)
         config = dataset_config(dataset, settings.image_size, root, **settings.data).with_validation()
-        methods, metrics_backbone = settings.methods if methods is None else methods, metrics_backbone or settings.metrics_backbone
+        _check_root(config, root)
+        methods = settings.methods if methods is None else methods
+        metrics_backbone = settings.metrics_backbone if metrics_backbone is None else metrics_backbone
         self.runs = grid(methods, ratios, seeds)
         parse_backbone(metrics_backbone)
-        self.pipeline = make_pipeline(config, settings, metrics_backbone, weights)
+        self.pipeline = make_pipeline(config, settings, metrics_backbone, weights, stale)
         self.store, self.devices = store or Store(), study_devices(device)
-        self._stages, self._finished = None, set()  # what `stages` found; hashes that `done` has seen in the store
+        self._stages, self._finished, self._looked = None, set(), {}  # of `stages`; hashes that `done` found, and when it looked at others
+        self._warned = False
         self.device = self.devices[0]  # of what all runs share
         self.workers = len(self.devices)*(workers or default_workers(self.device, len(self.runs)))
         self.arguments = dict(
@@ -98,21 +124,37 @@ def planned(self:Study) -> tuple:  # stages, whether the data are here
     config = self.pipeline.config
     try: return list(self.stages().values()), bool([config.settings(split) for split in ("train", "val")])
     except FileNotFoundError: absent = {split: dict(absent=True) for split in ("train", "val")}
-    elsewhere = Study(**self.arguments, store=self.store, device=self.device)
+    elsewhere = Study(**self.arguments, store=self.store, device=self.device, stale="use")
     elsewhere.pipeline = replace(self.pipeline, config=replace(config, _seen=absent))
     return list(elsewhere.stages().values()), False
+
+# %% ../../nbs/study/07_study.ipynb #7c3e90d1
+@patch(as_prop=True)
+def freshness(self:Study) -> Freshness:
+    "What the study does with stale results."
+    return self.pipeline.freshness(tuple(self.devices))
+
+@patch
+def _recorded(self:Study, stage):
+    "What is recorded of a stage's artifact; empty if it is not in the store."
+    path = self.store.root/stage.key(self.store).name/"artifact.json"
+    try: return load_json(path)
+    except FileNotFoundError: return {}
 
 # %% ../../nbs/study/07_study.ipynb #b29e3aa7
 @patch
 def plan(self:Study,
     estimate:bool=False,  # time this machine for up to about a minute, and add device_hours, gib, working_gib and note
     progress:bool=True,  # show a progress bar while timing
-) -> pd.DataFrame:  # one row per stage: kind, hash, cached; what is cached costs nothing
+) -> pd.DataFrame:  # one row per stage: kind, hash, cached, stale; what is cached costs nothing
     "What the study consists of, what of it is in the store already and, if asked for, what the rest costs. Makes no artifact."
     stages, here = self.planned()
     keys = [s.key(self.store) for s in stages]
     in_store = [here and (self.store.root/k.name).is_dir() for k in keys]
-    table = pd.DataFrame([dict(kind=k.kind, hash=k.hash if here else None, cached=cached) for k, cached in zip(keys, in_store)])
+    stale = [there and bool(self.freshness.reasons(self._recorded(s), s.makes)) for there, s in zip(in_store, stages)]
+    cached = [there and not (old and self.pipeline.stale == "recompute") for there, old in zip(in_store, stale)]
+    rows = [dict(kind=k.kind, hash=k.hash if here else None, cached=c, stale=old) for k, c, old in zip(keys, cached, stale)]
+    table = pd.DataFrame(rows)
     if not estimate: return table
     size, counts = self.pipeline.config.image_size, count_images(self.pipeline.config, self.store)
     todo = [s for s, cached in zip(stages, table.cached) if not cached]
@@ -125,7 +167,7 @@ def plan_summary(
     plan:pd.DataFrame,  # of `Study.plan`
 ) -> pd.DataFrame:  # one row per kind of stage, and the total
     "Stages, how many are in the store, and the sums of hours and disk; unknown costs are counted, not guessed."
-    found = plan.groupby("kind", sort=False).agg(stages=("kind", "size"), in_store=("cached", "sum"))
+    found = plan.groupby("kind", sort=False).agg(stages=("kind", "size"), in_store=("cached", "sum"), stale=("stale", "sum"))
     if "device_hours" not in plan: return found
     todo = plan[~plan.cached]
     costs = todo.groupby("kind", sort=False).agg(
@@ -135,9 +177,30 @@ def plan_summary(
     found["note"] = found["note"].astype(object).fillna("")
     total = found.drop(columns=["working_gib", "note"]).sum()
     last = pd.DataFrame([dict(total, working_gib=found.working_gib.max(), note="")], index=["total"])
-    return pd.concat([found, last]).astype(dict(stages=int, in_store=int, unknown=int))
+    return pd.concat([found, last]).astype(dict(stages=int, in_store=int, stale=int, unknown=int))
 
 # %% ../../nbs/study/07_study.ipynb #2d5bb0a3
+@patch
+def _there(self:Study, stage): return self.freshness.accepts(self.store.find(stage.key(self.store)), stage.makes)
+
+@patch
+def warn_stale(self:Study,
+    more=(),  # stages that are used beside those of the study
+):
+    "Say once how many finished results of the study, and of further stages, are stale and why; nothing unless `stale` is \"warn\"."
+    if self.pipeline.stale != "warn" or self._warned and not more: return
+    known = [] if self._warned else self._known()
+    self._warned = True
+    self.freshness.tell([*known, *((meta, s.makes) for s in more if (meta := self._recorded(s)))])
+
+@patch
+def _known(self:Study) -> list:
+    "What is recorded of the finished artifacts of the study, those included that it noted in the store, and what would make each today."
+    stages = self.stages()
+    noted = [h for h in self.store.studies().get(self._name, {}).get("artifacts", []) if h not in stages]
+    found = [(load_json(path), None) for h in noted for path in self.store.root.glob(f"*/{h}/artifact.json")]
+    return [*((meta, s.makes) for s in stages.values() if (meta := self._recorded(s))), *found]
+
 @patch
 def context(self:Study,
     progress:bool=True,  # show progress bars
@@ -145,7 +208,9 @@ def context(self:Study,
 ) -> Context:
     "Where and how this study computes."
     if self.device.startswith("cuda:"): torch.cuda.set_device(self.device)
-    return Context(self.store, self.device, progress, tuple(force))
+    context = self.pipeline.context(self.store, self.device, progress, tuple(force), tuple(self.devices))
+    if not force: self.warn_stale()
+    return context
 
 @patch
 def shared(self:Study) -> list:  # of Stage
@@ -155,8 +220,34 @@ def shared(self:Study) -> list:  # of Stage
 @patch
 def missing(self:Study) -> list:  # of Run
     "Runs whose metrics are not in the store."
-    absent = lambda run: self.store.find(self.measured(run).key(self.store)) is None
+    absent = lambda run: not self._there(self.measured(run))
     return [self.runs[i] for i in agree(lambda: [i for i, run in enumerate(self.runs) if absent(run)])]
+
+# %% ../../nbs/study/07_study.ipynb #de9f0002
+@patch
+def limits(self:Study) -> list:  # of str
+    """What cannot be measured with so few images, a line each; nothing where the numbers are not known yet.
+    Raises `ValueError` for a method or ratio that cannot be had of so few."""
+    p, counts = self.pipeline.preset, count_images(self.pipeline.config, self.store)
+    n_train, n_val = counts.train, counts.val
+    if n_train is None or n_val is None: return []
+    for run in (r for r in self.runs if r.pruned): self._check_run(run, n_train)
+    n_real = n_train if p.reference == "train" else n_val
+    few = unmeasurable(p.sample.n_samples, n_real, None, p.k_neighbours, p.k_density)
+    said = {}
+    for metric, reason in few.items(): said.setdefault(reason, []).append(metric_name(metric, self.pipeline.metrics_backbone))
+    return [f"{', '.join(names)} cannot be measured: {reason}" for reason, names in said.items()]
+
+@patch
+def _check_run(self:Study, run, n_train):
+    chosen, k = parse_method(run.method), self.pipeline.preset.n_clusters
+    clustered = chosen.method.needs == "clusters" or "n_clusters" in make_pruner(run.method).get_params()
+    least = 16 if k == "knee" else k
+    if clustered and n_train < least:
+        raise ValueError(f"{run.method} needs at least {least} training images for n_clusters={k!r}, there are {n_train}: "
+                         "override n_clusters, or leave the method out")
+    if n_kept(n_train, run.pruning_ratio, chosen.keep) == 0:
+        raise ValueError(f"{run.method} at pruning_ratio={run.pruning_ratio} keeps none of {n_train} training images: leave the ratio out")
 
 # %% ../../nbs/study/07_study.ipynb #f102af07
 @patch
@@ -171,7 +262,7 @@ def compute(self:Study,
 def take(self:Study,
     run:Run,  # what to compute
     context:Context,  # how
-) -> bool:  # False if another live process is at it
+) -> bool:  # False if another live process is computing it
     "Compute a run unless somebody else is computing it."
     key = self.measured(run).key(self.store)
     lock = self.store.root/"locks"/f"run-{key.hash}.lock"
@@ -193,7 +284,8 @@ def worker_arguments(self:Study,
     device:str|None,  # of the worker; None lets it choose
 ) -> str:  # JSON
     "What `study_of_worker` needs."
-    return json.dumps(dict(study=self.arguments, store=str(self.store.root), device=device, plugins=self.plugins()))
+    stale = "recompute" if self.pipeline.stale == "recompute" else "use"  # this process warns
+    return json.dumps(dict(study=self.arguments, stale=stale, store=str(self.store.root), device=device, plugins=self.plugins()))
 
 def study_of_worker(
     arguments:str,  # JSON, of `Study.worker_arguments`
@@ -201,7 +293,7 @@ def study_of_worker(
     "The study of a worker, with what the user registered. Raises `ModuleNotFoundError` for a module that cannot be imported."
     a = json.loads(arguments)
     for name in a["plugins"]: importlib.import_module(name)
-    return Study(**a["study"], store=Store(a["store"]), device=a["device"], workers=1)
+    return Study(**a["study"], store=Store(a["store"]), device=a["device"], workers=1, stale=a["stale"])
 
 def work(
     arguments:str,  # JSON, of `Study.worker_arguments`
@@ -209,16 +301,26 @@ def work(
     "What a worker process does: compute runs of a study that nobody else is computing, until none is missing."
     study = study_of_worker(arguments)
     while todo := study.missing():
-        if not any(study.take(run, study.context(progress=False)) for run in todo): time.sleep(1)  # others are at them all
+        if not any(study.take(run, study.context(progress=False)) for run in todo): time.sleep(1)  # others are computing all of them
 
 # %% ../../nbs/study/07_study.ipynb #e6a9f184
 @patch
 def done(self:Study) -> tuple:  # finished stages, all stages, finished runs, all runs
     "How far the study is, from the names in the store; cheap."
-    names = {h: s.key(self.store).name for h, s in self.stages().items() if h not in self._finished}
-    self._finished |= {h for h, name in names.items() if (self.store.root/name).is_dir()}
+    self._finished |= {h for h, s in self.stages().items() if h not in self._finished and self._ended(s)}
     ends = [self.measured(r).key(self.store).hash for r in self.runs]
     return len(self._finished), len(self.stages()), sum(h in self._finished for h in ends), len(self.runs)
+
+@patch
+def _ended(self:Study, stage):
+    "Whether the artifact of a stage is there and, if stale ones are made anew, is new; a file is read only after it has changed."
+    path = self.store.root/stage.key(self.store).name
+    if self.pipeline.stale != "recompute": return path.is_dir()
+    try: seen = (path/"artifact.json").stat()
+    except OSError: return False
+    seen, before = (seen.st_mtime_ns, seen.st_ino), self._looked.get(path)
+    self._looked[path] = seen
+    return seen != before and bool(meta := self._recorded(stage)) and self.freshness.accepts(Artifact(path, meta), stage.makes)
 
 @patch
 def _run_workers(self:Study, n, progress):
@@ -226,8 +328,63 @@ def _run_workers(self:Study, n, progress):
     with tempfile.TemporaryFile("w+") as log, running(start_workers(n, self.devices, self.worker_arguments, log)) as workers:
         failed = watch_workers(workers, self.done, progress)
         log.seek(0)
+        for line in [line for line in log if line.endswith("starts anew\n")]: print(line, end="")
+        log.seek(0)
         if failed or self.missing():
-            raise RuntimeError(f"{len(self.missing())} runs could not be computed; what the workers said:\n{log.read()[-4000:]}")
+            said = log.read()
+            if (known := system_error(said)): raise known
+            raise RuntimeError(f"{len(self.missing())} runs could not be computed; what the workers said:\n{said[-4000:]}")
+
+# %% ../../nbs/study/07_study.ipynb #late-1
+@lru_cache(maxsize=64)
+def _check_network(name, weights, environment): load_backbone(name, weights)
+
+@patch
+def _ahead(self:Study, stages, force):
+    "Stages that will be computed for `stages`: the missing ones, and below them whatever is missing."
+    todo, found = list(stages), {}
+    while todo:
+        stage = todo.pop()
+        if (h := stage.key(self.store).hash) in found or not force and self._there(stage): continue
+        found[h] = stage
+        todo += stage.inputs.values()
+    return found.values()
+
+@patch
+def _check_size(self:Study, n, labels=None):
+    "Raises `ValueError` for settings that `n` training images, and their labels if they are known, cannot serve."
+    p, a = self.pipeline.preset, self.arguments
+    needs = {parse_method(m).method.needs for m in a["methods"] if m != "unpruned"}
+    if n is not None:
+        none = [r for r in a["ratios"] if n_kept(n, r) < 1]
+        if none: raise ValueError(f"pruning ratio {none[0]:g} of {n} images keeps nothing; choose a lower one")
+        if "clusters" in needs and p.n_clusters > n: raise ValueError(f"n_clusters is {p.n_clusters}, more than the {n} training images")
+    if labels is not None and (not len(labels) or labels.min() < 0):
+        for name in (name for name in ("conditional", "linear_classifier") if getattr(p, name)):
+            raise ValueError(f"{name} needs a class label for every image, which {a['dataset']} has not: set {name} to False in overrides")
+
+# %% ../../nbs/study/07_study.ipynb #late-3
+@patch
+def real_labels(self:Study,
+    split:str="train",  # or "val"
+) -> np.ndarray:  # (N,) int64, -1 where there is no class
+    "Classes of the real images."
+    return materialise(self.pipeline.images(split), self.context(progress=False)).table("samples")["label"].to_numpy()
+
+@patch
+def check(self:Study,
+    stages=(),  # further stages that will be asked for, beside those of the study
+    force:bool=False,  # everything will be computed again
+):
+    "Raises `FileNotFoundError` for absent data or weights, `ValueError` for settings that the data cannot serve. Computes nothing."
+    pipeline, images = self.pipeline, self.pipeline.images
+    for split in ("train", "val"): pipeline.config.settings(split)
+    known = self._there(images())
+    self._check_size(count_images(pipeline.config, self.store).train, self.real_labels() if known else None)
+    for stage in self._ahead([*self.stages().values(), *stages], force or pipeline.stale == "recompute"):
+        if stage.kind == "features":
+            weights, found = stage.make.keywords["weights"], os.environ.get("DIFFPRUNE_WEIGHTS")
+            _check_network(stage.settings["name"], weights and str(weights), found)
 
 # %% ../../nbs/study/07_study.ipynb #756fdd05
 @patch
@@ -237,8 +394,12 @@ def run(self:Study,
 ) -> "Study":
     "Compute what is missing. Raises `RuntimeError` with a worker's traceback if a run fails; what was finished stays."
     progress = start(self.device).rank == 0 and progress
+    agree(lambda: self.check(force=force))
+    for line in agree(self.limits):
+        if progress: print(line)
     agree(self.record)
-    if not force and not self.missing() and agree(lambda: self.store.find(self.pipeline.floor().key(self.store)) is not None): return self
+    if not force: self.warn_stale()
+    if not force and not self.missing() and agree(lambda: self._there(self.pipeline.floor())): return self
     self.prepare(progress, force)
     if force: agree(self._discard)
     n = min(self.workers, len(self.missing())) if launched() == 1 else 1
@@ -256,16 +417,21 @@ def prepare(self:Study,
 ):
     "Compute what several runs need, and the floor."
     context = self.context(progress, ("shared", "run") if force else ())
+    for split in ("train", "val"): materialise(self.pipeline.images(split), context)
+    self._check_size(None, self.real_labels())
     for stage in self.shared(): materialise(stage, context)
 
 # %% ../../nbs/study/07_study.ipynb #d7c19dfb
+@patch(as_prop=True)
+def _name(self:Study):
+    return re.sub(r"[^\w.-]+", "-", f"{self.arguments['dataset']}-{self.arguments['preset']}-{digest(self.arguments, 4)}")
+
 @patch
 def record(self:Study,
     more=(),  # hashes of further artifacts that belong to the study
 ):
     "Note the study and its artifacts in the store, so that a collection of garbage can keep what it needs."
-    name = re.sub(r"[^\w.-]+", "-", f"{self.arguments['dataset']}-{self.arguments['preset']}-{digest(self.arguments, 4)}")
-    self.store.record_study(name, self.arguments, [*self.stages(), *more])
+    self.store.record_study(self._name, self.arguments, [*self.stages(), *more])
 
 @patch
 def _discard(self:Study):
@@ -289,11 +455,12 @@ def results(self:Study,
         same = dict(self._labels_of(r), n_train=self._n_train(r) if r else pd.NA, backbone=backbone)
         made = dict(n_generated=artifact.json("metrics")["n_generated"], artifact=artifact.hash, commit=artifact.meta["commit"])
         made |= self.recorded(stage, provenance)
-        rows += [dict(same, metric=m, name=metric_name(m, backbone), **{k: i[k] for k in ("value", "low", "high")}, **made)
-                 for m, i in artifact.json("intervals").items()]
+        rows += [dict(same, metric=m, name=metric_name(m, backbone), **{k: i[k] for k in ("value", "low", "high")},
+                      reason=i.get("reason", ""), **made) for m, i in artifact.json("intervals").items()]
     columns = ["dataset", "preset", "method", "pruning_ratio", "seed", "n_train", "metric", "backbone", "name", "value", "low", "high",
-               "n_generated", "artifact", "commit"]
-    return pd.DataFrame(rows)[[*columns, *provenance]].astype(dict(seed="Int64", n_train="Int64"))
+               "reason", "n_generated", "artifact", "commit"]
+    numbers = dict.fromkeys(("value", "low", "high"), float)
+    return pd.DataFrame(rows)[[*columns, *provenance]].astype(dict(seed="Int64", n_train="Int64") | numbers)
 
 @patch
 def _labels_of(self:Study, run):
@@ -312,13 +479,134 @@ def memorization(self:Study,
     "How near the generated images of every run come to the training images, computing first what is missing."
     self.run(progress)
     rows, context = [], self.context(progress=False)
+    self.warn_stale([self.pipeline.memorization(r) for r in self.runs])
     for r in tqdm(self.runs, desc="memorization", disable=not progress):
         artifact, n_train = materialise(self.pipeline.memorization(r), context), self._n_train(r)
         same, backbone = self._labels_of(r), self.pipeline.memorization_backbone
-        rows += [dict(same, against=against, n_train=n_train, backbone=backbone, measure=m, value=v, artifact=artifact.hash)
-                 for against, found in artifact.json("memorization").items() for m, v in found.items() if m != "n_train"]
+        rows += [dict(same, against=against, n_train=n_train, backbone=backbone, measure=m, value=v,
+                      reason=found.get("reasons", {}).get(m, ""), artifact=artifact.hash)
+                 for against, found in artifact.json("memorization").items() for m, v in found.items() if m not in ("n_train", "reasons")]
     agree(lambda: self.record(list(dict.fromkeys(row["artifact"] for row in rows))))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).astype(dict(value=float))
+
+# %% ../../nbs/study/07_study.ipynb #d75295a6
+def _noise_of(
+    table:pd.DataFrame,  # tidy results
+    metric:str,  # a positive one
+) -> tuple:  # noise of the log of one run, for the mean over the ratios and for the noisiest ratio
+    "The noise of a pilot. Raises `ValueError` unless two methods have two seeds in common."
+    rows = table[(table.metric == metric) & ~table.method.isin(["validation", "unpruned"])]
+    logs = pd.Series(np.log(rows.value.to_numpy(float)), index=pd.MultiIndex.from_frame(rows[["pruning_ratio", "method", "seed"]]))
+    wide = [g.droplevel(0).groupby(level=[0, 1]).mean().unstack() for _, g in logs.groupby(level=0)]
+    whole = logs.unstack("pruning_ratio").dropna() if len(logs) else pd.DataFrame()
+    fits = [fit_seeds(w) for w in [*([whole.mean(axis=1).unstack("seed")] if len(whole) else []), *wide]]
+    known = [f.sd for f in fits if f.df]
+    if not known or not fits[0].df: raise ValueError("a pilot needs at least two methods with two seeds each, at the same ratios")
+    return known[0], max(known[1:], default=known[0])
+
+@patch
+def _pilot(self:Study, pilot, metric):
+    "Noise (mean over the ratios, noisiest ratio) of a pilot, and where it comes from."
+    if isinstance(pilot, (int, float)) and not isinstance(pilot, bool):
+        if not 0 < pilot < np.inf: raise ValueError(f"the noise of a pilot must be a positive number, got {pilot}")
+        return (float(pilot), float(pilot)), "as given"
+    if isinstance(pilot, Study): pilot = pilot.finished()
+    if pilot is not None: return _noise_of(pilot, metric), "of the pilot"
+    try: return _noise_of(self.finished(), metric), "of the runs that are finished"
+    except (ValueError, FileNotFoundError): pass  # too few of them, or the data are elsewhere
+    with (resources.files("diffprune")/"assets"/"pilot_noise.csv").open(encoding="utf-8") as f: known = pd.read_csv(f)
+    a = self.arguments
+    same = known[(known.dataset == a["dataset"]) & (known.preset == a["preset"]) & (known.metric == metric)
+                 & (known.backbone == self.pipeline.metrics_backbone)]
+    if a["overrides"] or same.empty:
+        raise ValueError("no pilot: compute two methods with two seeds each first, or give pilot= (results, a study, or the noise as 0.05)")
+    return (same.sd_mean.item(), same.sd_noisiest.item()), "of a published pilot"
+
+# %% ../../nbs/study/07_study.ipynb #277fc588
+@patch
+def finished(self:Study) -> pd.DataFrame:  # method, pruning_ratio, seed, metric, value
+    "The measurements of the runs that are in the store; nothing is computed."
+    columns, rows = ["method", "pruning_ratio", "seed", "metric", "value"], []
+    for r in self.runs:
+        if artifact := self.store.find(self.measured(r).key(self.store)):
+            rows += [(r.method, r.pruning_ratio, r.seed, m, i["value"]) for m, i in artifact.json("intervals").items()]
+    return pd.DataFrame(rows, columns=columns)
+
+@patch
+def power(self:Study,
+    effects=(0.05, 0.1, 0.2),  # differences to random pruning, as shares
+    pilot=None,  # results with two seeds or more, a study, or a number; None: what is finished of this study, or a published pilot
+    metric:str="fd",  # a positive one
+    target:float=0.8,  # probability to decide
+    most:int=1000,  # seeds
+) -> pd.DataFrame:  # one row per effect: seeds needed for the mean over the ratios, and for the noisiest ratio; NA is more than `most`
+    "Seeds that it takes to tell a method from random pruning at equal steps. Raises `ValueError` without a pilot."
+    (mean, worst), origin = self._pilot(pilot, metric)
+    k = max(1, len(set(self.arguments["methods"]) - {"random"}))
+    need = {name: [seeds_needed(float(log_margin(e)), sd, k, target, most=most) for e in effects]
+            for name, sd in (("mean_over_ratios", mean), ("noisiest_ratio", worst))}
+    found = pd.DataFrame(need, index=pd.Index(effects, name="effect"), dtype="Int64")
+    found.attrs = dict(noise_mean=mean, noise_worst=worst, pilot=origin, comparisons=k)
+    return found
+
+@patch
+def detectable(self:Study,
+    pilot=None,  # as for `power`
+    metric:str="fd",  # a positive one
+    target:float=0.8,  # probability to decide
+) -> pd.Series:  # shares: 0.3 is +30 %; infinite for one seed
+    "The smallest difference to random pruning that the seeds of this study can decide about. Raises `ValueError` without a pilot."
+    (mean, worst), _ = self._pilot(pilot, metric)
+    n, k = len(set(self.arguments["seeds"])), max(1, len(set(self.arguments["methods"]) - {"random"}))
+    sees = lambda sd: float(np.expm1(smallest_effect(n, sd, k, target)))
+    return pd.Series(dict(mean_over_ratios=sees(mean), noisiest_ratio=sees(worst)))
+
+# %% ../../nbs/study/07_study.ipynb #7017936f
+@patch
+def power_text(self:Study,
+    pilot=None,  # as for `power`
+) -> str:
+    "In one line what these seeds can see and how many more would be needed; or why that is not known."
+    try: table, seen = self.power(pilot=pilot), self.detectable(pilot).mean_over_ratios
+    except ValueError as e: return f"seeds: {e}"
+    n = len(set(self.arguments["seeds"]))
+    need = ", ".join(f"+{e:.0%} needs {s if s is not pd.NA else 'more than 1000'}" for e, s in table.mean_over_ratios.items())
+    sees = f"{n} seeds can see a difference of FD to random pruning from +{seen:.0%} on" if n > 1 else "one seed can see no difference"
+    return f"seeds: {sees}; {need} (80 % power, mean over the ratios, noise {table.attrs['noise_mean']:.1%} {table.attrs['pilot']})"
+
+# %% ../../nbs/study/07_study.ipynb #94674949
+@patch
+def resampled(self:Study,
+    noise_seed:int,  # of the noise that samples start from; 0 in the presets
+) -> "Study":
+    "The same models, sampled from other noise. Raises `ValueError` for a seed that is no non-negative integer."
+    if isinstance(noise_seed, bool) or not isinstance(noise_seed, (int, np.integer)) or noise_seed < 0:
+        raise ValueError(f"noise seed {noise_seed!r} is not a non-negative integer")
+    overrides = {**self.arguments["overrides"], "sample.noise_seed": int(noise_seed)}
+    again = Study(**{**self.arguments, "overrides": overrides}, store=self.store, device=",".join(self.devices),
+                  workers=self.workers//len(self.devices), stale=self.pipeline.stale)
+    again.pipeline = replace(again.pipeline, config=self.pipeline.config)
+    return again
+
+@patch
+def noise(self:Study,
+    noise_seeds=(0, 1, 2),  # two or more: each samples every model once
+    metric:str="fd",  # a positive one
+    progress:bool=True,  # show progress bars
+) -> pd.DataFrame:  # one row per ratio and one for all: standard deviations of the log by source, their ratio with its interval
+    "A grid of trainings × sets of samples for every run, and its components of variance, computing first what is missing."
+    noise_seeds = list(dict.fromkeys(noise_seeds))
+    if len(noise_seeds) < 2 or len(set(self.arguments["seeds"])) < 2:
+        raise ValueError(f"two seeds and two noise seeds are needed at least, got {self.arguments['seeds']} and {noise_seeds}")
+    tables = [self.resampled(n).results(progress).assign(noise_seed=n) for n in noise_seeds]
+    rows = pd.concat(tables).query("metric == @metric and method != 'validation'")
+    logs = rows.assign(value=np.log(rows.value.astype(float)))
+    grid_of = lambda g: g.pivot(index="seed", columns="noise_seed", values="value").to_numpy()
+    cells = {key: grid_of(g) for key, g in logs.groupby(["pruning_ratio", "method"])}
+    found = {"all": variance_components(cells.values())}
+    found |= {r: variance_components([c for key, c in cells.items() if key[0] == r]) for r in sorted({r for r, _ in cells})}
+    return pd.DataFrame([dict(pruning_ratio=r, **{n: getattr(c, n) for n in ("retraining", "resampling", "shared_samples", "own_samples",
+                         "ratio", "ratio_low", "ratio_high", "df")}) for r, c in found.items()])
 
 # %% ../../nbs/study/07_study.ipynb #fb0b0c49
 @patch
@@ -373,11 +661,12 @@ def real_images(self:Study,
     return self._array(self.pipeline.images(split), "images")
 
 @patch
-def real_labels(self:Study,
+def data(self:Study,
     split:str="train",  # or "val"
-) -> np.ndarray:  # (N,) int64, -1 where there is no class
-    "Their classes."
-    return materialise(self.pipeline.images(split), self.context(progress=False)).table("samples")["label"].to_numpy()
+) -> ImageDataset:
+    "The data set of the study, with labels, ids and attributes."
+    stale, context = "recompute" if self.pipeline.stale == "recompute" else "use", self.context(progress=False)
+    return load_dataset(self.pipeline.config, split, store=context.store, progress=False, stale=stale)
 
 @patch(as_prop=True)
 def classes(self:Study) -> list:  # of str
@@ -414,24 +703,22 @@ def reconstruction_features(self:Study,
     backbone:str|None=None,  # as for `features`
     split:str="train",  # or "val"
 ) -> np.ndarray:  # (N, d)
-    "Their features."
+    "Features of real images, encoded and decoded."
     return self._array(self.pipeline.features(self.pipeline.reconstructions(split), backbone or self.pipeline.metrics_backbone), "features")
 
 # %% ../../nbs/study/07_study.ipynb #48ea597e
 @patch
 def _meta(self:Study, stage):
-    path = self.store.root/stage.key(self.store).name/"artifact.json"
-    if not path.is_file(): return {}
-    meta = load_json(path)
-    then, today = meta.get("code", {}).get("version"), code_version(stage.make or self.pipeline.config.spec.make, *stage.code)["version"]
-    return dict(meta, code_changed=None if then is None or today is None else then != today)
+    if not (meta := self._recorded(stage)): return {}
+    known, reasons = (meta.get("code") or {}).get("version"), self.freshness.reasons(meta, stage.makes)
+    return dict(meta, code_changed=None if known is None else "code" in reasons, stale=", ".join(reasons))
 
 @patch
 def recorded(self:Study,
     stage,  # what a run ends in
     names,  # "field", or "kind.field" for the nearest stage of a kind below it; dots lead into dictionaries
 ) -> dict:  # name -> value, None where nothing is recorded
-    "What the artifacts of a run recorded. Raises `ValueError` for names that are no list."
+    "What the artifacts of a run recorded. Raises `ValueError` for names that are not a list."
     below, kinds, found = {s.kind: s for s in stage.tree()}, {s.kind for s in self.stages().values()}, {}
     for name in as_list("provenance", names):
         head, _, rest = name.partition(".")
@@ -441,12 +728,24 @@ def recorded(self:Study,
         found[name] = at
     return found
 
+# %% ../../nbs/study/07_study.ipynb #20c1a1bb
+@patch
+def stale_artifacts(self:Study) -> pd.DataFrame:  # one row per artifact: kind, hash, created, reasons
+    "The finished artifacts of the study whose code, packages or device differ from today's, or those of anything they were made from."
+    rows = [dict(kind=meta["kind"], hash=meta["hash"], created=meta["created"], reasons=text) for meta, makes in self._known()
+            if (text := "; ".join(f"{k}: {v}" for k, v in self.freshness.reasons(meta, makes).items()))]
+    return pd.DataFrame(rows, columns=["kind", "hash", "created", "reasons"])
+
 # %% ../../nbs/study/07_study.ipynb #759e7eda
 @patch
-def provenance(self:Study) -> dict:  # JSON-able
-    "What stands beside every figure: the arguments, the settings of the preset, device, code and packages."
-    return dict(self.arguments, device=self.device, workers=self.workers, settings=asdict(self.pipeline.preset),
-                created=datetime.now(timezone.utc).isoformat(timespec="seconds"), **code_provenance())
+def provenance(self:Study,
+    **more,  # further facts, such as the noises that a figure shows
+) -> Origin:  # JSON-able; `behind` says what made the rows of a table
+    "What stands beside every figure: the arguments, the settings of the preset, and the process that draws."
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    drawn = dict(created=created, device=self.device, workers=self.workers, **code_provenance())
+    facts = dict(self.arguments, settings=asdict(self.pipeline.preset), **more, drawn=drawn)
+    return Origin(facts, self.store, self.stages())
 
 @patch
 def provenance_table(self:Study,
