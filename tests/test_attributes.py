@@ -1,4 +1,5 @@
 """Attributes told from features: the adjustment undoes confusion, and shares come with honest intervals."""
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +9,15 @@ from hypothesis.extra.numpy import arrays
 from sklearn.metrics import accuracy_score, confusion_matrix
 
 from diffprune.metrics.comparisons import seed_interval
-from diffprune.report.attributes import AttributeClassifier, adjusted_shares, fit_attributes, join_rare, minority_shares, share_changes
+from diffprune.report.attributes import (
+    AttributeClassifier,
+    adjusted_shares,
+    fit_attributes,
+    join_rare,
+    minority_shares,
+    reliability_plot,
+    share_changes,
+)
 from diffprune.study.study import Study
 
 shares = arrays(float, 4, elements=st.floats(0.01, 1)).map(lambda a: a / a.sum())
@@ -91,3 +100,12 @@ def test_an_unknown_attribute_is_named(store):
     study = Study("avatars", "smoke", [], [], [0], store=store, metrics_backbone="pixels", overrides={"data.n_train": 40, "data.n_val": 20})
     with pytest.raises(ValueError, match="'beard'.*facial_hair"):
         fit_attributes(study, ["beard"])
+
+
+def test_the_plot_of_reliability_shows_the_bins_and_the_diagonal():
+    X, y = blobs(600, [0.5, 0.3, 0.2], 4)
+    reader = AttributeClassifier().fit(X, y).test(*blobs(600, [0.5, 0.3, 0.2], 5))
+    diagonal, *curves = reliability_plot(dict(letter=reader)).lines
+    assert diagonal.get_xydata().tolist() == [[0, 0], [1, 1]] and [c.get_label() for c in curves] == ["letter"]
+    np.testing.assert_allclose(curves[0].get_xydata(), reader.reliability_[["stated", "hit"]])
+    plt.close("all")

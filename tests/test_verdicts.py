@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from notebooks import ROOT
 
-from diffprune.metrics.comparisons import seed_interval
+from diffprune.metrics.comparisons import max_t_quantile, max_t_tail, seed_interval
 from diffprune.pruning.registry import parse_method
+from diffprune.report.rules import STEPS, published_evidence, rule_changes
 from diffprune.report.verdicts import (
     FAILS,
     FEW,
@@ -189,3 +190,27 @@ def test_methods_of_the_claims_are_known():
     named = {m for c in (True, False) for claim in paper_claims(c, "clip") for p in claim.parts for m in (p.first, p.second)}
     for m in named - {"*", "unpruned", "vae", "gan"}:
         if isinstance(m, str): parse_method(m)
+
+
+@given(st.integers(1, 12), st.integers(2, 40), st.sampled_from([0.9, 0.95, 0.995]))
+@settings(max_examples=25, deadline=None)
+def test_the_quantile_of_many_comparisons_leaves_the_tail_that_was_asked_for(k, df, level):
+    R = (np.eye(k) + np.ones((k, k)))/2
+    assert max_t_tail(max_t_quantile(level, R, df), R, df) == pytest.approx(1 - level, rel=1e-3)
+
+
+def test_the_last_rule_gives_the_verdicts_of_the_table_and_pooling_hid_a_ratio():
+    table = evidence({("random", "distance_to_control"): 1.2}, noise=0.01)
+    table.loc[table.pruning_ratio == 0.9, "value"] *= 0.7
+    changes = rule_changes(table, paper_claims(True))
+    assert changes["all claims"].tolist() == claims_table(table, paper_claims(True), "toy").verdict.tolist()
+    ninth = changes.set_index("number").loc[9]
+    assert ninth[list(STEPS[:3])].tolist() == [HOLDS, HOLDS, FAILS] and ninth.changed.startswith("per ratio: ")
+
+
+def test_evidence_is_read_from_the_tables_beside_the_figures(tmp_path):
+    assert published_evidence(tmp_path).empty
+    rows = evidence({("random", "fd"): 10.0, ("random", "vendi"): 3.0})
+    rows.to_csv(tmp_path / "fig1_fid_curves.csv", index=False)
+    found = published_evidence(tmp_path)
+    assert set(found.metric) == {"fd"} and len(found) == len(RATIOS) * len(SEEDS)

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['make_vqvae', 'load_vqvae', 'make_latents', 'load_norm', 'make_reconstructions', 'make_features', 'make_clusters',
-           'diffusion_model', 'train_diffusion', 'probe_set', 'shortened', 'make_proxy', 'make_surrogates',
-           'make_influence', 'make_scores', 'fitted_pruner', 'make_subset', 'make_model', 'load_model', 'sample_labels',
-           'make_samples', 'linear_classifier', 'make_reference', 'make_metrics', 'make_moments', 'make_measures',
-           'make_memorization']
+           'train_diffusion', 'probe_set', 'shortened', 'make_proxy', 'make_surrogates', 'make_influence',
+           'make_scores', 'fitted_pruner', 'make_subset', 'make_model', 'load_model', 'make_samples',
+           'linear_classifier', 'make_reference', 'make_metrics', 'make_moments', 'make_measures', 'make_memorization']
 
 # %% ../../nbs/study/02_makers.ipynb #3204a492
 import math
@@ -137,7 +136,7 @@ def make_clusters(stage, artifacts, folder, context):
     save_json(folder/"fit.json", dict(inertia=km.inertia_, n_iter=km.n_iter_))
 
 # %% ../../nbs/study/02_makers.ipynb #95c09c1f
-def diffusion_model(
+def _diffusion_model(
     artifacts,  # of a stage that has "latents" and "images" among its inputs
     settings,  # with "dit", "conditional" and "class_dropout_prob"
 ):  # arguments of `dit_model`, labels (N,) or None
@@ -152,14 +151,14 @@ def diffusion_model(
 
 # %% ../../nbs/study/02_makers.ipynb #9953b530
 def train_diffusion(
-    artifacts, settings,  # as for `diffusion_model`, with "train" among the settings
+    artifacts, settings,  # "latents" and "images"; "dit", "conditional", "class_dropout_prob" and "train"
     index,  # positions of the samples to train on
     folder,  # for checkpoints
     context,  # device and progress bar
     on_step=None,  # hook of the `Trainer`
 ) -> Trainer:
     "Train a diffusion model on some of the latents; the trainer still holds it."
-    arch, labels = diffusion_model(artifacts, settings)
+    arch, labels = _diffusion_model(artifacts, settings)
     data = dict(latent=Rows(artifacts["latents"].array("latents"), index))
     if labels is not None: data["label"] = torch.from_numpy(labels[index])
     cfg = from_settings(TrainConfig, settings["train"])
@@ -171,11 +170,11 @@ def train_diffusion(
 
 # %% ../../nbs/study/02_makers.ipynb #8b4d3c70
 def probe_set(
-    artifacts, settings,  # as for `diffusion_model`, with "proxy" and "train" among the settings
+    artifacts, settings,  # as for `train_diffusion`, with "proxy" among the settings
     context,  # device of the probes
 ) -> tuple:  # `ProbeSet` of all samples, `ProbeGrid`, arguments for the probes
     "What the scores are measured on, and how."
-    _, labels = diffusion_model(artifacts, settings)
+    _, labels = _diffusion_model(artifacts, settings)
     ids, p = artifacts["images"].table("samples")["id"].to_numpy(str), settings["proxy"]
     samples = ProbeSet(artifacts["latents"].array("latents"), ids, labels)
     grid = ProbeGrid(tuple(p["times"]), p["n_noise"], settings["train"]["seed"])
@@ -317,7 +316,7 @@ def make_model(stage, artifacts, folder, context):
     "Train the diffusion model on the kept latents: model.safetensors (EMA weights), model.json, log.csv."
     n = len(artifacts["latents"].array("latents"))
     index = artifacts["subset"].array("indices", mmap=False) if "subset" in artifacts else np.arange(n)
-    if is_main(): save_json(folder/"model.json", diffusion_model(artifacts, stage.settings)[0])
+    if is_main(): save_json(folder/"model.json", _diffusion_model(artifacts, stage.settings)[0])
     trainer = train_diffusion(artifacts, stage.settings, index, folder, context)
     trainer.export(folder/"model.safetensors")
     trainer.clear()
@@ -333,7 +332,7 @@ def load_model(
     return model.to(device).eval()
 
 # %% ../../nbs/study/02_makers.ipynb #cd390f20
-def sample_labels(
+def _sample_labels(
     labels,  # labels of the training set (N,)
     n:int,  # labels wanted
     seed:int=0,  # of their order
@@ -354,7 +353,7 @@ def make_samples(
     norm, shape = load_norm(artifacts["latents"]), artifacts["latents"].array("latents").shape[1:]
     y = None
     if artifacts["model"].meta["settings"]["conditional"]:
-        y = torch.from_numpy(sample_labels(artifacts["images"].table("samples")["label"], cfg.n_samples, cfg.noise_seed))
+        y = torch.from_numpy(_sample_labels(artifacts["images"].table("samples")["label"], cfg.n_samples, cfg.noise_seed))
     def generate(rows, part):
         latents = sample_latents(
             model, range(cfg.n_samples)[rows], shape, cfg.noise_seed, None if y is None else y[rows], cfg.batch_size, context.device,

@@ -180,6 +180,10 @@ def plan_summary(
     return pd.concat([found, last]).astype(dict(stages=int, in_store=int, stale=int, unknown=int))
 
 # %% ../../nbs/study/07_study.ipynb #2d5bb0a3
+@patch(as_prop=True)
+def _name(self:Study):
+    return re.sub(r"[^\w.-]+", "-", f"{self.arguments['dataset']}-{self.arguments['preset']}-{digest(self.arguments, 4)}")
+
 @patch
 def _there(self:Study, stage): return self.freshness.accepts(self.store.find(stage.key(self.store)), stage.makes)
 
@@ -422,10 +426,6 @@ def prepare(self:Study,
     for stage in self.shared(): materialise(stage, context)
 
 # %% ../../nbs/study/07_study.ipynb #d7c19dfb
-@patch(as_prop=True)
-def _name(self:Study):
-    return re.sub(r"[^\w.-]+", "-", f"{self.arguments['dataset']}-{self.arguments['preset']}-{digest(self.arguments, 4)}")
-
 @patch
 def record(self:Study,
     more=(),  # hashes of further artifacts that belong to the study
