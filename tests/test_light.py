@@ -96,7 +96,8 @@ def nothing_is_loaded(monkeypatch):
     (dict(m="cluster_best"), 2, "unknown method 'cluster_lite0_best'"), (dict(m="random", clusters=3), 2, "no option n_clusters"),
     (dict(clusters=0), 2, "--clusters"), (dict(seed=-1), 2, "--seed"), (dict(image_size=0), 2, "--image-size"),
     (dict(device="tpu"), 2, "unknown device 'tpu'"), (dict(device="cuda:99"), 2, "cuda:99"), (dict(device="cpu,cpu"), 2, "'cpu,cpu'"),
-    (dict(folder="nowhere"), 1, "no folder"), (dict(folder="image.png"), 1, "no folder"), (dict(o="images"), 1, "is a folder"), (dict(o="kept"), 2, "its ending"),
+    (dict(folder="nowhere"), 1, "no folder"), (dict(folder="image.png"), 1, "no folder"), (dict(o="images"), 1, "is a folder"),
+    (dict(o="kept"), 2, "its ending"),
     (dict(o="images/kept.csv"), 2, "never written to"),
     (dict(o="image.png/kept.csv"), 1, "cannot be written")], ids=str)
 def test_wrong_values_are_refused_before_any_work(wrong, status, says, tmp_path, monkeypatch, nothing_is_loaded):

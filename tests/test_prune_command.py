@@ -27,7 +27,7 @@ def picture(seed, side=24):
 @pytest.fixture
 def run(tmp_path):
     env = dict(DIFFPRUNE_STORE=str(tmp_path / "store"), COLUMNS="200")
-    size = lambda args: () if "--features" in args or "labels" in args else ("--image-size", "16")  # where it would have no effect, it is refused
+    size = lambda args: () if "--features" in args or "labels" in args else ("--image-size", "16")  # else refused
     return lambda *args: CliRunner(env=env).invoke(app, [*map(str, args), *size(args)])
 
 
@@ -205,7 +205,8 @@ def test_inputs_are_never_overwritten(run, folder, tmp_path):
     assert run("prune", folder, "-m", "random", "-r", "0", "-o", f"{tars}/x-0.tar", "-o", f"copy:{tars}/all/here").exit_code == 0
     before = state(tmp_path / "t")
     half = ("-m", "random", "-r", "0.5", "--overwrite", "-o")
-    for source, output in ((f"{tars}/x-*.tar", f"{tars}/x-0.tar"), (f"webdataset:{tars}", f"{tars}/k.csv"), (f"folder:{folder}", f"{folder}/k.csv"),
+    for source, output in ((f"{tars}/x-*.tar", f"{tars}/x-0.tar"), (f"webdataset:{tars}", f"{tars}/k.csv"),
+                           (f"folder:{folder}", f"{folder}/k.csv"),
                            (f"{tars}/all/here", f"copy:{tars}/all"), (f"{tars}/all/here", f"copy:{tars}/all/here")):
         done = run("prune", source, *half, output)
         assert done.exit_code == 2 and "never written to" in done.stderr, done.output
