@@ -243,12 +243,9 @@ def _finish(job, found, choice):
     "Write a choice and say what became of it."
     import numpy as np
 
-    from diffprune.pruning.exports import write_images, write_table
+    from diffprune.pruning.exports import write_choice
     for note in choice.notes: job.say(note)
-    table = _table(found, choice)
-    for d in () if job.dry_run else job.outputs:
-        if d.needs_images: write_images(found, choice.kept, d)
-        else: write_table(table, d.form, d.path)
+    write_choice(_table(found, choice), [] if job.dry_run else job.outputs, found)
     why, n = np.unique(choice.reasons[~choice.kept].astype(str), return_counts=True)
     job.finish(str(choice), kept=int(choice.kept.sum()), dropped=dict(zip(why.tolist(), n.tolist())), notes=choice.notes)
 
@@ -532,10 +529,11 @@ def study(
     options = {k: v for k, v in options.items() if v is not None}
     if options and executor != "slurm": _stop(f"{', '.join(options)}: only for --executor slurm", 1)
     with _in_one_line(RuntimeError):
-        from diffprune.core.parallel import is_main
+        from diffprune.core.parallel import agree, is_main
         from diffprune.study.executors import check_executor
         if executor is not None: check_executor(executor)
         found = _study(dataset, preset, methods, ratios, seeds, metrics_backbone, root, workers, device, stale)
+        agree(found.check)
         if is_main(): typer.echo(f"before: {found.power_text()}", err=True)
         table = _results(found, executor, minutes, device, wait, options)
         if table is not None and is_main(): typer.echo(f"after: {found.power_text()}", err=True)

@@ -100,7 +100,9 @@ def test_every_kind_of_stage_has_a_rule(fresh_store):
 
 
 def test_summary_counts_unknown():
-    plan = pd.DataFrame(dict(kind=["a", "a", "b"], hash=list("xyz"), cached=[True, False, False], device_hours=[0.0, 2.0, math.nan],
+    plan = pd.DataFrame(dict(kind=["a", "a", "b"], hash=list("xyz"), cached=[True, False, False], stale=[True, False, False],
+                             device_hours=[0.0, 2.0, math.nan],
                              gib=[0.0, 1.0, math.nan], working_gib=[0.0, 3.0, 0.0], note=["", "", "who knows"]))
     found = plan_summary(plan)
-    assert found.loc["total", ["stages", "in_store", "device_hours", "gib", "unknown", "working_gib"]].tolist() == [3, 1, 2.0, 1.0, 1, 3.0]
+    asked = ["stages", "in_store", "stale", "device_hours", "gib", "unknown", "working_gib"]
+    assert found.loc["total", asked].tolist() == [3, 1, 1, 2.0, 1.0, 1, 3.0]

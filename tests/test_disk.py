@@ -50,7 +50,7 @@ def disk(tmp_path):
 
 
 def one_line(done, *words):
-    no_error = r"^before: seeds: |^looking: |%\||stage/s\]|Warning|^  "  # what a study says of its seeds, bars, a warning and its line of code
+    no_error = r"^before: seeds: |^looking: |%\||stage/s\]|Warning|^  "  # what is said of seeds, bars, a warning and its line of code
     said = [line for line in done.stderr.splitlines() if line.strip() and not re.search(no_error, line)]
     assert done.returncode == 1 and "Traceback" not in done.stderr and len(said) == 1, done.stderr[-2000:]
     assert said[0].startswith("diffprune: ") and all(w in said[0] for w in words), said

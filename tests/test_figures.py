@@ -59,7 +59,7 @@ def test_figure_notebook_says_what_is_wrong(name):
     (dict(ratios="[1.5]"), r"\[0, 1\)"),
     (dict(methods="cluster_vgg"), "cluster_BACKBONE"),
     (dict(dataset="celebahq", root="/nowhere"), "there is no folder /nowhere"),
-    (dict(seeds=0), "seeds must be list"),
+    (dict(seeds=0), "seeds (must be list|is 0)"),
     (dict(force="yes"), "force must be bool"),
     (dict(workers="two"), "workers must be int or None"),
     (dict(device="gpu"), "choose cpu, cuda"),

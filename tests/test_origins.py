@@ -1,5 +1,6 @@
 """Figures say where their numbers come from, published ones can be looked up, and what anybody draws leaves the checkout clean."""
 import json
+import re
 import shutil
 import subprocess
 
@@ -12,6 +13,7 @@ from notebooks import ROOT, papermill, run_here
 from diffprune.core import store as core_store
 from diffprune.core.origins import history
 from diffprune.core.store import Store
+from diffprune.models import train
 from diffprune.models.train import Trainer
 from diffprune.report.figures import save_figure
 from diffprune.report.tables import save_table, untraceable
@@ -40,7 +42,7 @@ def at_commit(monkeypatch):
     real = core_store.provenance()
     def pretend(commit, **packages):
         then = dict(real, commit=commit, packages={**real["packages"], **packages})
-        monkeypatch.setattr(core_store, "provenance", lambda: then)
+        for module in (core_store, train): monkeypatch.setattr(module, "provenance", lambda: then)
     return pretend
 
 
@@ -59,9 +61,10 @@ def test_the_commits_of_the_numbers_are_named_and_not_that_of_the_drawing(tmp_pa
     assert made["kinds"]["model"] == {"aaaaaaaaaaaa+changes": 2, "bbbbbbbbbbbb": 2}
     assert made["rows"] == table.commit.value_counts().to_dict() and len(made["rows"]) == 2
     assert set(made["commits"]) == {"aaaaaaaaaaaa+changes", "bbbbbbbbbbbb"} and sum(made["commits"].values()) == made["artifacts"]
-    assert {p["torch"]: p["n"] for p in made["packages"]} == {"1.0": made["commits"]["aaaaaaaaaaaa+changes"],
-                                                             "2.0": made["commits"]["bbbbbbbbbbbb"]}
-    assert set(made["devices"]) == {"cpu"}
+    first, second = (made["commits"][commit] for commit in ("aaaaaaaaaaaa+changes", "bbbbbbbbbbbb"))
+    assert {p["torch"]: p["n"] for p in made["packages"]} == {"1.0": first, "2.0": second}
+    assert sum(made["devices"].values()) == made["artifacts"]
+    assert all(re.fullmatch(r"cpu( \(\w+\))?", d) for d in made["devices"]), made["devices"]
     assert origin["drawn"]["commit"] not in made["commits"] and "commit" not in origin
     small = " ".join(t.get_text() for t in fig.texts if t is not fig._suptitle).replace("\n", " ")
     assert f"models: aaaaaaaaaaaa+changes (2), bbbbbbbbbbbb (2); drawn at: {origin['drawn']['commit']}" in small

@@ -146,7 +146,7 @@ def test_a_checkpoint_without_a_record_is_refused(half):
 
 
 def test_another_torch_or_number_of_threads_is_recorded(half, caplog, monkeypatch):
-    monkeypatch.setattr(torch, "__version__", "9.9.0")
+    monkeypatch.setattr(train, "provenance", lambda: {"packages": {"torch": "9.9.0", "numpy": "2.0"}})
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     t = trainer(half)
     with caplog.at_level(logging.WARNING): t.fit(progress=False)

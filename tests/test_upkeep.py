@@ -13,9 +13,10 @@ import pytest
 from typer.testing import CliRunner
 
 from diffprune.cli import app
+from diffprune.core import lineage
 from diffprune.core import store as store_module
 from diffprune.core.lineage import code_version
-from diffprune.core.stages import Context, Stage, materialise
+from diffprune.core.stages import Context, Stage, StaleWarning, materialise
 from diffprune.core.store import Store, create_array, now, save_array
 from diffprune.study.schedule import start_workers, study_devices, thread_limits
 from diffprune.study.study import Study
@@ -156,10 +157,12 @@ def test_results_show_provenance_and_changed_code(fresh_store, monkeypatch):
     assert not model["code_changed"] and model["nothing"] is None
     origin = study.provenance_table()
     assert set(origin.kind) == set(study.plan().kind) and not origin.code_changed.astype(bool).any()
-    from diffprune.study import study as study_module
-    monkeypatch.setattr(study_module, "code_version", lambda *f: dict(version="another", parts={}))
-    assert study.provenance_table().code_changed.all()
-    assert study.results(progress=False, provenance=["model.code_changed"])["model.code_changed"].dropna().all()
+    with monkeypatch.context() as m:
+        m.setattr(lineage, "code_version", lambda *f: dict(version="another", parts={}))
+        later = Study("digits", "smoke", ["random"], [0.5], **how)
+        assert later.provenance_table().code_changed.all()
+        with pytest.warns(StaleWarning): table = later.results(progress=False, provenance=["model.code_changed"])
+        assert table["model.code_changed"].dropna().all() and table["model.code_changed"].notna().any()
 
     names = list(fresh_store.studies())
     assert len(names) == 1

@@ -54,7 +54,7 @@ def work(store, device="cpu", study=STUDY):
 def without_rows(store, copy):
     "A copy of a store in which images have to be encoded, embedded and sampled again."
     shutil.copytree(store, copy)
-    for kind in (*ROWS, "metrics", "reference"): shutil.rmtree(Path(copy) / kind)
+    for kind in (*ROWS, "metrics", "reference", "moments", "measures"): shutil.rmtree(Path(copy) / kind)
 
 
 def arrays(artifact):

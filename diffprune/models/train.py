@@ -27,7 +27,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from ..core.parallel import ONE_PROCESS, agree
-from ..core.store import canonical, digest, file_digest, load_json, save_json, save_tensors
+from ..core.store import canonical, digest, file_digest, load_json, provenance, save_json, save_tensors
 from .dit import label_drop_mask
 from .flow import flow_matching_loss
 
@@ -224,12 +224,13 @@ def _setup(self:Trainer, model):
     if cfg.ema_decay is not None:
         self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.ema_decay))  # buffers are copied
         self.ema.requires_grad_(False)
-        self._pairs = list(self.ema.module.parameters()), [p.detach() for p in model.parameters()]
     params = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(params, lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay,
                                   fused=self.device.type in ("cpu", "cuda"))
     if cfg.compile: model.compile()
     self.wrapped, self.optimizer = self.accelerator.prepare(model, optimizer)
+    if self.ema is not None:  # after `prepare`, which may move the storage of parameters
+        self._pairs = list(self.ema.module.parameters()), list(self.model.parameters())
     self._sums, self._n_sums = {}, 0
     self._bad = torch.zeros((), dtype=torch.bool, device=self.device)
 
@@ -423,8 +424,9 @@ def _check(self:Trainer, saved, folder):
 @patch
 def _begin_segment(self:Trainer):
     "Note from which step on this process trains, if anything differs from the process before."
+    packages = provenance()["packages"]  # one spelling of a version in all records
     gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
-    here = dict(torch=torch.__version__, numpy=np.__version__, device=self.device.type, hardware=gpu, threads=torch.get_num_threads(),
+    here = dict(torch=packages["torch"], numpy=packages["numpy"], device=self.device.type, hardware=gpu, threads=torch.get_num_threads(),
                 processes=self.world, compiled=self.cfg.compile)
     last = {k: v for k, v in self.segments[-1].items() if k != "step"} if self.segments else None
     if last and (changed := [f"{k} {v} instead of {last.get(k)}" for k, v in here.items() if last.get(k) != v]):

@@ -198,7 +198,7 @@ def _departing_subset(
 ) -> np.ndarray:  # sorted positions
     "What is kept under departures; where several concern one method, the first in the order of the list decides."
     if "random_per_rank" in names: return union_of_ranks(ids, pruning_ratio, seed)
-    if "monotonicity_sorted_by_key" in names: return np.arange(n_kept(len(scores), pruning_ratio))
+    if "monotonicity_sorted_by_key" in names: return np.arange(n_kept(len(scores), pruning_ratio, keep))
     if "mid_slice_short" in names: return short_slices(scores, pruning_ratio, groups, ids, seed)
     return truncated_quotas(scores, pruning_ratio, keep, groups, ids, seed)
 

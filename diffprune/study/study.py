@@ -205,6 +205,7 @@ def _known(self:Study) -> list:
     found = [(load_json(path), None) for h in noted for path in self.store.root.glob(f"*/{h}/artifact.json")]
     return [*((meta, s.makes) for s in stages.values() if (meta := self._recorded(s))), *found]
 
+# %% ../../nbs/study/07_study.ipynb #b2fb3f22
 @patch
 def context(self:Study,
     progress:bool=True,  # show progress bars
