@@ -164,6 +164,11 @@ def _check_effects(self:_Job, backbones, looks):
     find_weights(backbones[0], self.weights)
 
 @patch
+def _check_named(self:_Job):
+    "Raise a ValueError unless exactly one thing is to be read."
+    if (self.path is None) == (self.features is None): raise ValueError("name what is to be read: either a path or --features FILE")
+
+@patch
 def _check_path(self:_Job):
     "The form of what is read, and where it is. Raises a ValueError for options that the form does not have."
     from diffprune.data.datasets import dataset_config
@@ -193,7 +198,7 @@ def check(self:_Job,
     with _usage():
         if self.stale is not None: check_stale(self.stale)
         if self.device is not None: self.device = _one_device(self.device)
-        if (self.path is None) == (self.features is None): raise ValueError("name what is to be read: either a path or --features FILE")
+        self._check_named()
         self._check_effects(backbones, looks)
         if self.features is None: form, sources = self._check_path()
         else:
@@ -299,6 +304,7 @@ def _prune(job, method, amount, options, dedup, keep_rule):
     from diffprune.features.duplicates import check_limits
     from diffprune.pruning.steps import check_options, run_steps
     with _usage():
+        job._check_named()
         steps = _steps(method, amount, job.backbone, dedup, job.features is not None)
         check_options(steps, **options)
         if keep_rule is not None and not dedup: raise ValueError("--keep-rule has no effect without --dedup")

@@ -60,8 +60,9 @@ def one_line(done, *words):
 @pytest.mark.parametrize("how", ["prune", "study", "workers", "output"])
 def test_a_full_or_read_only_disk_is_one_line(disk, pictures, tmp_path, options, words, how):
     place = disk(options)
+    if how in ("prune", "output") and options != "ro":
+        (place / "fill").write_bytes(bytes(os.statvfs(place).f_bavail * os.statvfs(place).f_frsize))
     if how == "output":
-        if options != "ro": (place / "fill").write_bytes(bytes(os.statvfs(place).f_bavail * os.statvfs(place).f_frsize))
         done = command("prune", pictures, *PRUNE, "-o", place / "kept.csv", store=tmp_path / "store")
         assert not list(place.glob("*kept*"))
     elif how == "prune":

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'choice_table', 'Destination', 'parse_destination', 'check_destinations', 'file_names', 'shown',
-           'write_table', 'write_images', 'write_choice']
+           'write_table', 'write_choice']
 
 # %% ../../nbs/pruning/14_exports.ipynb #e67ae766
 import io
@@ -197,7 +197,7 @@ def _fill_hf(found, positions, folder):
         datasets.Dataset.from_generator(rows, features=features, cache_dir=cache).save_to_disk(folder)
 
 # %% ../../nbs/pruning/14_exports.ipynb #ed0486f3
-def write_images(
+def _write_images(
     found:Catalogue,  # the images
     kept,  # (N,) bool, which of them stay
     destination:Destination,  # copy, link, tar or hf
@@ -226,5 +226,5 @@ def write_choice(
 ):
     "Write a choice wherever it is wanted."
     for d in destinations:
-        if d.needs_images: write_images(found, table["kept"].to_numpy(), d)
+        if d.needs_images: _write_images(found, table["kept"].to_numpy(), d)
         else: write_table(table, d.form, d.path)

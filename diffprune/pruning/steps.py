@@ -62,11 +62,13 @@ def parse_steps(
     return steps
 
 # %% ../../nbs/pruning/13_steps.ipynb #1d1028c6
+_OR = ", or, for the last step, give pruning_ratio, keep or min_distance"
+
 def _step(text, backbone, more):
     "One step."
     name, colon, share = text.partition(":")
     method, wants = _full_method(name, backbone), {k: v for k, v in more.items() if v is not None}
-    if not colon and not wants: raise ValueError(f"step {text!r}: how much it drops is missing; write {text}:0.5")
+    if not colon and not wants: raise ValueError(f"step {text!r}: how much it drops is missing; write {text}:0.5" + _OR)
     if colon:
         try: wants = dict(pruning_ratio=float(share))
         except ValueError: raise ValueError(f"step {text!r}: {share!r} is no share to drop; write {name}:0.5") from None
