@@ -17,7 +17,7 @@ FIGURES  = fig1_fid_curves fig2_qualitative fig3_class_samples fig4_cluster_regi
 	fig7_balanced_samples fig8_cluster_maps table1_memorization table2_balance supp_precision_recall supp_vae_gan claims errata
 EXECUTED = .diffprune/notebooks/$(subst :,_,$(subst /,_,$(DATASET)))/$(PRESET)
 
-.PHONY: demo figures check-figures redraw redraw-digits redraw-openmoji redraw-avatars test gpu gpu-wheels fuzz lint docs readme lab export clean
+.PHONY: evidence demo figures check-figures redraw redraw-digits redraw-openmoji redraw-avatars test gpu gpu-wheels fuzz lint docs readme lab export clean
 .DEFAULT_GOAL := demo
 
 # An install is repeated only when the requirements change.
@@ -90,6 +90,11 @@ redraw-avatars:
 	$(MAKE) figures DATASET=avatars SEEDS=0 ARGS="$(NEAR_FAR) -p ratios 0.5,0.9" FIGURES="fig1_fid_curves fig2_qualitative supp_precision_recall"
 	$(MAKE) figures DATASET=avatars SEEDS=0,1 ARGS="$(NEAR_FAR) -p ratios 0.75" FIGURES=claims
 	$(MAKE) figures DATASET=avatars SEEDS=0,1 ARGS="-p ratios 0.532" FIGURES="fig7_balanced_samples fig8_cluster_maps table2_balance"
+
+# What `diffprune suggest` knows, from the published figures.
+evidence: $(VENV)/.installed-bundled
+	$(BIN)/python -c "from diffprune.report.suggest import collect_evidence; \
+	collect_evidence('papers_figures').to_csv('diffprune/assets/evidence.csv', index=False)"
 
 test: $(VENV)/.installed-bundled,dev
 	$(BIN)/ruff check .
