@@ -1,7 +1,7 @@
 """The paper-scale path on one GPU, in at most nine minutes: is it right, and how fast is it?
 
     make gpu                                                       # or python benchmarks/gpu/drill.py
-    python benchmarks/gpu/drill.py --device cpu --quick            # every line at tiny sizes, on a machine without a GPU
+    python benchmarks/gpu/drill.py --device cpu --quick            # every part at tiny sizes, on a machine without a GPU
     python3 benchmarks/gpu/drill.py --wheels .diffprune/wheels     # without a network, beside a torch that is there
 
 Each part runs in a process of its own with a time limit of its own, the most valuable first. What a part has measured is written at once to
