@@ -183,6 +183,19 @@ def test_embed_and_balance(run, folder, tmp_path):
     assert "no class to balance" in run("balance", folder, "-o", tmp_path / "v.csv", "--by", "labels").stderr
 
 
+def test_suggest_measures_the_set_and_answers_from_the_tables(run, folder, tmp_path):
+    for i in range(16): picture(i).save(folder / f"again {i}.png")
+    done = run("suggest", folder, "--backbone", "pixels", "-r", "0.5")
+    assert done.exit_code == 0 and "32 images" in done.stdout and "Prune 0.5" in done.stdout and "diffprune dedup" in done.stdout
+    said = json.loads(run("suggest", folder, "--backbone", "pixels", "--json").stdout)
+    assert said["facts"]["n"] == 32 and said["facts"]["repeats"] >= 0.5 and said["limits"] and said["embedded"] == 0
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32))
+    own = json.loads(run("suggest", "--features", tmp_path / "x.npy", "--json").stdout)
+    assert own["facts"]["n"] == 50 and own["facts"]["groups"] == "clusters"
+    few = run("suggest", "--features", tmp_path / "x.npy", "--max-loss", "-1")
+    assert few.exit_code == 2 and few.stderr.count("\n") == 1 and not few.stdout
+
+
 def test_options_without_effect_are_refused(run, folder, tmp_path):
     weights, out = tmp_path / "w.pt", ("-o", tmp_path / "k.csv")
     weights.write_bytes(b"w")

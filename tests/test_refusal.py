@@ -47,6 +47,9 @@ WRONG = {  # command -> parameter -> values that cannot work, as they are typed
     "balance": {
         **READING, "output": [*OUTPUTS, "FOLDER/../kept.txt", "copy:FOLDER/../out"], "features": FEATURES, "by": ["size", ""],
         "strength": ["-0.1", "1.5", "nan", "x"], "clusters": ["0", "x"], "seed": ["-1", "x"]},
+    "suggest": {
+        **{k: v for k, v in READING.items() if k != "overwrite"}, "features": FEATURES, "pruning_ratio": ["1", "-0.1", "nan", "x"],
+        "max_loss": ["-0.1", "nan", "inf", "x"], "seed": ["-1", "x"]},
     "methods": {}, "datasets": {},
     "plan": {**STUDY, "estimate": NO_VALUE},
     "study": {
@@ -94,7 +97,8 @@ def typed(command, name, value, place):
     fill = lambda text: text.replace("FOLDER", str(place / "images"))
     prune, single = dict(path="FOLDER", outputs="FOLDER/../kept.csv"), dict(path="FOLDER", output="FOLDER/../kept.csv")
     given = dict(prune=dict(prune, pruning_ratio="0.5"), dedup=prune, score=prune, balance=single,
-                 embed=dict(path="FOLDER", output="FOLDER/../kept.npy")).get(command, {})
+                 embed=dict(path="FOLDER", output="FOLDER/../kept.npy"),
+                 suggest=dict(path="FOLDER")).get(command, {})
     if command == "study": given = dict(preset="smoke", methods="random", ratios="0.5", device="cpu")
     words = command.split()
     for n, v in {**given, name: value}.items():
