@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -37,7 +37,7 @@ class _OneLine(TyperGroup):
                 typer.secho(f"diffprune: {' '.join(e.format_message().split())}{advice}", fg="red", err=True)
         sys.exit(status if isinstance(status, int) else 0)
 
-app = typer.Typer(cls=_OneLine, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+app = typer.Typer(cls=_OneLine, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
                   context_settings=dict(help_option_names=["-h", "--help"]))
 
 def _print_version(wanted:bool):
@@ -49,6 +49,44 @@ def _print_version(wanted:bool):
 @app.callback()
 def _main(version:bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Show the version and exit.")):
     "Data pruning for generative diffusion models: choose what to drop before a model is trained."
+
+# %% ../nbs/cli.ipynb #bars-x
+class _SeldomBars:
+    "A stream in which progress bars are lines: one for each stage that ends, and one every half minute."
+    def __init__(self, stream, seconds=30.0):
+        self.stream, self.seconds, self.last, self.bar, self.drawing = stream, seconds, {}, "", False
+
+    def __getattr__(self, name): return getattr(self.stream, name)
+
+    def write(self, text):
+        if not isinstance(text, str): raise TypeError("text is expected")
+        if text.startswith("\r"): self._draw(text.strip())
+        elif "\x1b[A" in text: self.bar = ""  # back up from a bar within another
+        elif self.drawing and not text.strip("\n"): self._end(text)
+        else: self.stream.write(text); self.drawing = False
+        return len(text)
+
+    def _draw(self, text):
+        import time
+        stage, now, self.bar, self.drawing = text.partition(":")[0], time.monotonic(), text, True
+        if text and now - self.last.setdefault(stage, now) >= self.seconds: self._print(stage, now)
+
+    def _end(self, text):
+        if text and "100%" in self.bar: self._print(self.bar.partition(":")[0])
+
+    def _print(self, stage, now=None):
+        self.stream.write(f"{self.bar}\n")
+        self.bar = ""
+        self.last[stage] = now
+        if now is None: del self.last[stage]
+
+@contextmanager
+def _bars_as_lines():
+    "Progress in lines, where there is no terminal."
+    was = sys.stderr
+    if not was.isatty(): sys.stderr = _SeldomBars(was)
+    try: yield
+    finally: sys.stderr = was
 
 # %% ../nbs/cli.ipynb #cell-6
 def _stop(message, code):
@@ -70,7 +108,7 @@ def _stale_in_one_line():
 def _in_one_line(*more):
     "Report what a user can put right, errors of the kinds `more` included, without a traceback."
     try:
-        with _stale_in_one_line(): yield
+        with _bars_as_lines(), _stale_in_one_line(): yield
     except typer.Exit: raise
     except KeyboardInterrupt: _stop("interrupted; what is finished stays in the store, and the same command goes on from there", 130)
     except (ValueError, OSError, ModuleNotFoundError, *more) as e: _stop(e, 1)
@@ -145,7 +183,7 @@ class _Job:
 
 # %% ../nbs/cli.ipynb #ec946b20
 @patch
-def _check_effects(self:_Job, backbones, looks):
+def _check_effects(self:_Job, backbones, looks, trained):
     "Raise a ValueError for an option that would change nothing."
     options = dict(image_size=self.image_size, weights=self.weights, device=self.device, backbone=self.backbone, stale=self.stale)
     given = options | self.reading
@@ -154,7 +192,7 @@ def _check_effects(self:_Job, backbones, looks):
             if given[name] is not None: raise ValueError(f"--{name.replace('_', '-')} has no effect: {why}")
     if self.features is not None: refuse(given, "features are given, so no image is read")
     if not looks: refuse(["image_size"], "what is asked for is no matter of pixels")
-    if not backbones: refuse(["weights", "device", "backbone"], "what is asked for needs no features")
+    if not backbones: refuse(["weights", "backbone"] + ["device"] * (not trained), "what is asked for needs no features")
     if self.overwrite and not self.outputs: raise ValueError("--overwrite has no effect: there is no output")
     if self.weights is None: return
     if len(backbones) > 1:
@@ -191,6 +229,7 @@ def _check_path(self:_Job):
 def check(self:_Job,
     backbones=(),  # whose features are needed
     looks=True,  # whether the size of images matters
+    trained=False,  # whether a model is trained on them
 ):
     "Raise an error for what cannot work, before any work."
     from diffprune.core.store import check_stale
@@ -199,7 +238,7 @@ def check(self:_Job,
         if self.stale is not None: check_stale(self.stale)
         if self.device is not None: self.device = _one_device(self.device)
         self._check_named()
-        self._check_effects(backbones, looks)
+        self._check_effects(backbones, looks, trained)
         if self.features is None: form, sources = self._check_path()
         else:
             form, sources = "features", [self.features.expanduser()]
@@ -266,6 +305,8 @@ _weights = typer.Option(None, help="Local file with the weights of the backbone,
 _embed_device = typer.Option(None, help="Device of the backbone: cpu, cuda, cuda:1, mps; cpu by default.")
 _splits = typer.Option(None, help="Whether folders called like splits are splits: auto, folders or none; auto by default.")
 _class_labels = typer.Option(None, "--labels", help="Where classes come from: auto, folders or none; auto by default.")
+_proxy_preset = typer.Option(None, "--preset", help="Settings of the model that some methods train first: smoke, cpu, gpu or paper; "
+                             "cpu or gpu by default, as the device is.")
 _clusters = typer.Option(None, min=1, help="Number of clusters, for methods that have them; 24 by default.")
 _seed = typer.Option(0, min=0, help="Seed of the method and of ties.")
 _keep_rule = typer.Option(None, help="Which one of a group of duplicates stays: largest, sharpest, first, or central; "
@@ -286,6 +327,7 @@ def prune(
     pruning_ratio:float | None = typer.Option(None, "--pruning-ratio", "-r", help="Share to drop, from 0 up to but not including 1."),
     keep:int | None = typer.Option(None, min=1, help="Number of images to keep, instead of a share."),
     min_distance:float | None = typer.Option(None, help="Smallest cosine distance between two images that stay, instead of a share."),
+    preset:str | None = _proxy_preset,
     dedup:bool = typer.Option(False, "--dedup", help="Drop exact and near duplicates first."), keep_rule:str | None = _keep_rule,
     clusters:int | None = _clusters, seed:int = _seed, backbone:str | None = _method_backbone,
     image_size:int | None = _image_size, weights:Path | None = _weights, device:str | None = _embed_device,
@@ -297,29 +339,94 @@ def prune(
                overwrite, dry_run, as_json, quiet)
     more = dict(random_state=seed) | ({} if clusters is None else dict(n_clusters=clusters))
     amount = dict(pruning_ratio=pruning_ratio, keep=keep, min_distance=min_distance)
-    with _in_one_line(): _prune(job, method, amount, more, dedup, keep_rule)
+    with _in_one_line(RuntimeError, ArithmeticError): _prune(job, method, amount, more, dedup, keep_rule, preset)
+
+# %% ../nbs/cli.ipynb #train-cls1
+@dataclass
+class _Training:
+    "The training that some methods need. Raises a ValueError where it cannot be, or where there is none to set up."
+    job:_Job
+    steps:list  # those that need it
+    preset:str|None  # None: as the device is
+    seed:int
+    pipeline:object = None  # pipeline(positions) for some of the images, once they are known
+
+    def __post_init__(self):
+        if not self.steps:
+            if self.preset is not None: raise ValueError(f"--preset {self.preset} has no effect: no method trains a model")
+            return
+        if self.job.features is not None:
+            raise ValueError(f"method {self.steps[0].method!r} needs a trained proxy, and features alone hold no images to train it on")
+        from diffprune.study.presets import load_preset
+        if self.preset is None: self.preset = "gpu" if (self.job.device or "cpu").startswith("cuda") else "cpu"
+        load_preset(self.preset, "folder")
+
+# %% ../nbs/cli.ipynb #train-cls2
+@patch
+def can_go_on(self:_Training, found, kept, steps):
+    "Say what training costs. False for a dry run, if there is anything to train."
+    if not self.steps: return True
+    import numpy as np
+
+    from diffprune.core.store import Store
+    from diffprune.study.own_images import own_pipeline, part_of, training_cost
+    self.pipeline = lambda at: own_pipeline(part_of(found, at), self.preset, stale=self.job.stale or "warn")
+    at, records = np.flatnonzero(np.ones(len(found), bool) if kept is None else kept), [s.variant.method for s in self.steps]
+    with _quietly(): cost = training_cost(self.pipeline(at), records, self.seed, self.preset, Store(), self.job.device or "cpu")
+    if steps[0] is not self.steps[0]: cost = replace(cost, upper=True)
+    self.job.say(cost)
+    self.job.said["training"] = dict(methods=cost.methods, images=cost.images, preset=cost.preset, seconds=round(cost.seconds, 1),
+                                     gib=round(cost.gib, 4))
+    if not (self.job.dry_run and cost.seconds): return True
+    self.job.finish("nothing was trained, so what would stay is not known")
+    return False
+
+@patch
+def values(self:_Training, method, at):
+    "What a method's pruner is fitted to, for the images at some positions."
+    from diffprune.core.store import Store
+    from diffprune.study.own_images import trained_values
+    pipeline, device = self.pipeline(at), self.job.device or "cpu"
+    if device.startswith("cuda:"):
+        import torch
+        torch.cuda.set_device(device)
+    with _quietly(): return trained_values(pipeline, method, self.seed, pipeline.context(Store(), device, not self.job.quiet))
+
+@contextmanager
+def _quietly():
+    "Without remarks of libraries that a user can do nothing about."
+    with suppress(ModuleNotFoundError):
+        from loguru import logger
+        logger.disable("vector_quantize_pytorch")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        yield
 
 # %% ../nbs/cli.ipynb #120bb52c
-def _prune(job, method, amount, options, dedup, keep_rule):
+def _prune(job, method, amount, options, dedup, keep_rule, preset):
     from diffprune.features.duplicates import check_limits
     from diffprune.pruning.steps import check_options, run_steps
     with _usage():
         job._check_named()
         steps = _steps(method, amount, job.backbone, dedup, job.features is not None)
         check_options(steps, **options)
+        training = _Training(job, [s for s in steps if s.trained], preset, options["random_state"])
         if keep_rule is not None and not dedup: raise ValueError("--keep-rule has no effect without --dedup")
         check_limits(keep=(keep_rule := "largest" if keep_rule is None else keep_rule), features=True)
         if not job.outputs and not (job.dry_run or job.as_json): raise ValueError("name an output, such as -o kept.csv, or give --dry-run")
         if dedup and job.features is not None: raise ValueError("duplicates are looked for in images; features alone have none")
         backbones = _backbones(steps, dedup, job.backbone)
-    job.check(backbones)
+    job.check(backbones, trained=bool(training.steps))
     found, features_of = job.read(backbones)
     if found.report:
+        from diffprune.data.report import n_of
         others = [name for name in found.report.splits if name != "train"]
         part = f"the part for training, not {' and '.join(others)}" if others else "everything"
-        job.say(f"pruning {part}: {len(found)} images")
-    twins = _duplicates(job, found, keep_rule) if dedup else None
-    choice = run_steps(steps, found.ids, features_of, twins, **options)
+        job.say(f"pruning {part}: {n_of(len(found), 'image')}")
+    twins = None if job.features is not None else _duplicates(job, found, keep_rule, dropped=dedup)
+    if not training.can_go_on(found, twins.kept if dedup else None, steps): return
+    choice = run_steps(steps, found.ids, features_of, twins if dedup else None, training.values, **options)
+    if twins is not None: choice = replace(choice, duplicate_of=twins.duplicate_of)
     _finish(job, found, choice if job.features is None else _without_backbone(choice))
 
 def _without_backbone(choice):
@@ -329,10 +436,15 @@ def _without_backbone(choice):
     reasons = np.array([plain(r) for r in choice.reasons], dtype=object)
     return replace(choice, reasons=reasons, notes=[plain(n) for n in choice.notes])
 
-def _duplicates(job, found, keep_rule, **limits):
+def _duplicates(job, found, keep_rule, dropped=True, **limits):
+    "Groups of duplicates, which are always told of."
+    import numpy as np
+
     from diffprune.features.duplicates import group_duplicates
     twins = group_duplicates(found.looks, found.ids, found.features, found.pixels, keep=keep_rule, **limits)
-    job.say(twins)
+    again, exact = int((~twins.kept).sum()), int((np.asarray(twins.exact) & ~twins.kept).sum())
+    job.said["duplicates"] = dict(exact=exact, near=again - exact)
+    job.say(f"{twins}" + ("; they are not dropped, which --dedup would do" if again and not dropped else ""))
     return twins
 
 # %% ../nbs/cli.ipynb #13fa92bc
@@ -376,7 +488,7 @@ def _limits(by, max_distance, max_bits, keep_rule):
 @app.command()
 def score(
     path:str | None = _path, outputs:list[str] = _outputs, features:Path | None = _features,
-    method:str = typer.Option("cluster", "--method", "-m", help="One method, see `diffprune methods`."),
+    method:str = typer.Option("cluster", "--method", "-m", help="One method, see `diffprune methods`."), preset:str | None = _proxy_preset,
     clusters:int | None = _clusters, seed:int = _seed, backbone:str | None = _method_backbone,
     image_size:int | None = _image_size, weights:Path | None = _weights, device:str | None = _embed_device,
     splits:str | None = _splits, labels:str | None = _class_labels, stale:str | None = _stored_stale,
@@ -386,9 +498,9 @@ def score(
     job = _Job(path, outputs, features, backbone, image_size, weights, device, dict(splits=splits, labels=labels), stale,
                overwrite, dry_run, as_json, quiet)
     more = dict(random_state=seed) | ({} if clusters is None else dict(n_clusters=clusters))
-    with _in_one_line():
+    with _in_one_line(RuntimeError, ArithmeticError):
         if ":" in method or "," in method: _stop(f"--method {method}: one method without a share is expected", 2)
-        _prune(job, method, dict(pruning_ratio=0.0), more, False, None)
+        _prune(job, method, dict(pruning_ratio=0.0), more, False, None, preset)
 
 # %% ../nbs/cli.ipynb #db7fd079
 @app.command()
