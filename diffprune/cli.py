@@ -8,7 +8,6 @@ __all__ = ['app', 'prune', 'methods', 'datasets', 'study', 'plan', 'store_list',
 # %% ../nbs/cli.ipynb #cell-2
 import os
 import sys
-import tempfile
 import warnings
 from collections import Counter
 from contextlib import contextmanager
@@ -87,12 +86,15 @@ def _check_place(folder, output):
     "Raise `OSError` unless `folder` is there and `output` can be written."
     if not folder.is_dir(): raise FileNotFoundError(f"there is no folder {folder}")
     if output.is_dir(): raise IsADirectoryError(f"{output} is a folder; name the CSV file to write")
-    from diffprune.core.store import is_stream
+    from diffprune.core.store import _new_file, is_stream
     if is_stream(output):
         if not os.access(output, os.W_OK): raise PermissionError(f"{output} cannot be written")
         return
-    above = next(p for p in Path(os.path.realpath(output)).parents if p.exists())
-    try: tempfile.TemporaryFile(dir=above).close()
+    try: final = output.resolve(strict=False)
+    except (OSError, RuntimeError): final = output
+    if final.is_symlink(): raise OSError(f"{output} cannot be written: it is a link that leads back to itself")
+    above = next(p for p in final.parents if p.exists())
+    try: _new_file(above, final.stem, final.suffix).unlink()
     except OSError as e: raise OSError(f"{output} cannot be written: {above}: {e.strerror}") from None
 
 def _check_options(splits, labels, weights, method, backbone):
