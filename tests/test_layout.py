@@ -112,7 +112,7 @@ def test_worked_notebook_is_a_text_with_short_cells(path):
     parameters_are_literals(code)
     assert "skip_exec: true" in cells[0].source, "run by papermill, not by nbdev_test"
     assert "code code code" not in " ".join(c.cell_type for c in cells), "prose between cells"
-    long = [c.source.splitlines()[0] for c in code if len(c.source.splitlines()) > 20]
+    long = [c.source.splitlines()[0] for c in code if len(c.source.splitlines()) > 20 and not re.match("from|import", c.source)]
     assert not long, f"over 20 lines: {long}"
     assert sum(c.source.count("assert ") + c.source.count("test_") for c in code) >= 4, "claims are asserted where they stand"
     assert any("image/png" in o.get("data", {}) or "image/jpeg" in o.get("data", {}) for c in code for o in c.outputs), "plots are stored"
