@@ -363,7 +363,11 @@ class _Training:
 
 # %% ../nbs/cli.ipynb #train-cls2
 @patch
-def can_go_on(self:_Training, found, kept, steps):
+def can_go_on(self:_Training,
+    found,  # catalogue of N images
+    kept,  # (N,) bool, those that are no duplicates; None: all
+    steps,  # all steps, those without training included
+):
     "Say what training costs. False for a dry run, if there is anything to train."
     if not self.steps: return True
     import numpy as np
@@ -382,7 +386,10 @@ def can_go_on(self:_Training, found, kept, steps):
     return False
 
 @patch
-def values(self:_Training, method, at):
+def values(self:_Training,
+    method,  # record of a method
+    at,  # positions of the images it is given
+):
     "What a method's pruner is fitted to, for the images at some positions."
     from diffprune.core.store import Store
     from diffprune.study.own_images import trained_values
