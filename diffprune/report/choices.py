@@ -53,7 +53,8 @@ def check_choice(
     if len(twice := out["id"][out["id"].duplicated()]): raise ValueError(f"id {twice.iloc[0]!r} stands in the table more than once")
     strange = out["duplicate_of"][(out["duplicate_of"] != "") & ~out["duplicate_of"].isin(out["id"])]
     if len(strange): raise ValueError(f"duplicate_of names {strange.iloc[0]!r}, which is no id of the table")
-    if (cluster := out["cluster"].dropna()).mod(1).any() or (cluster < 0).any(): raise ValueError("column cluster must hold whole numbers from 0")
+    cluster = out["cluster"].dropna()
+    if cluster.mod(1).any() or (cluster < 0).any(): raise ValueError("column cluster must hold whole numbers from 0")
     return out
 
 # %% ../../nbs/report/10_choices.ipynb #53244ff6
@@ -80,7 +81,8 @@ def choice_of(
     reason:str="pruned",  # why an image goes, such as "pruned by cluster_lite0"
 ) -> pd.DataFrame:  # as from `check_choice`
     "The table of a selection. Raises a ValueError for another number of images."
-    if len(found) != len(selection.scores): raise ValueError(f"the catalogue has {n_of(len(found), 'image')}; {len(selection.scores)} were pruned")
+    n = len(selection.scores)
+    if len(found) != n: raise ValueError(f"the catalogue has {n_of(len(found), 'image')}; {n:,} were pruned")
     label = [found.classes[i] if i >= 0 else "" for i in found.labels]
     more = {} if selection.groups is None else dict(cluster=selection.groups)
     return check_choice(pd.DataFrame(dict(id=found.ids, kept=selection.mask, path=found.paths, label=label, score=selection.scores,
@@ -93,10 +95,12 @@ def share_changes_of(
 ) -> pd.DataFrame:  # one row per class or cluster, the largest first: name, before, after (numbers), before_share, after_share, kept_share
     "How many images each class or cluster had, and how many are left. Images without one are not counted."
     has = table[column] != "" if column in TEXTS else table[column].notna()
-    names = table[column][has] if column in TEXTS else table[column][has].astype(int)
-    found = table["kept"][has].groupby(names, sort=True).agg(before="size", after="sum").sort_values("before", ascending=False, kind="stable")
-    shares = {f"{k}_share": found[k] / max(found[k].sum(), 1) for k in ("before", "after")}
-    return found.assign(**shares, kept_share=found["after"] / found["before"]).rename_axis("name").reset_index()
+    codes, names = pd.factorize(table[column][has].to_numpy(object if column in TEXTS else np.int64), sort=True)
+    before, after = np.bincount(codes, minlength=len(names)), np.bincount(codes, table["kept"][has], len(names)).astype(np.int64)
+    found = pd.DataFrame(dict(name=pd.Series(names, dtype=names.dtype), before=before, after=after,
+                              before_share=before / max(before.sum(), 1), after_share=after / max(after.sum(), 1),
+                              kept_share=after / np.maximum(before, 1)))
+    return found.sort_values("before", ascending=False, kind="stable", ignore_index=True)
 
 # %% ../../nbs/report/10_choices.ipynb #be385c7c
 def _margins(s, kept):
@@ -145,13 +149,13 @@ def emptied(
 ) -> list[Remark]:
     "Classes and clusters of which no image stays."
     found = []
-    for column, kind, noun in (("label", "class gone", "class"), ("cluster", "cluster emptied", "cluster")):
+    for column, kind, noun, plural in (("label", "class gone", "class", "classes"), ("cluster", "cluster emptied", "cluster", "clusters")):
         shares = share_changes_of(table, column)
         gone = shares.query("after == 0")
         if not len(gone): continue
-        n, names = int(gone.before.sum()), ", ".join(map(str, gone.name[:5])) + (f" and {len(gone) - 5:,} more" if len(gone) > 5 else "")
-        text = f"no image is left of {n_of(len(gone), noun, noun + ('es' if noun == 'class' else 's'))} out of {len(shares):,}: {names}; {n_of(n, 'image')} went with " \
-               f"{'it' if len(gone) == 1 else 'them'}"
+        names = ", ".join(map(str, gone.name[:5])) + (f" and {len(gone) - 5:,} more" if len(gone) > 5 else "")
+        went = f"{n_of(int(gone.before.sum()), 'image')} went with {'it' if len(gone) == 1 else 'them'}"
+        text = f"no image is left of {n_of(len(gone), noun, plural)} out of {len(shares):,}: {names}; {went}"
         found.append(Remark(kind, text, np.flatnonzero(table[column].isin(gone.name))))
     return found
 
@@ -167,8 +171,8 @@ def copies_left(
     at = at[np.argsort(np.asarray(copies)[at], kind="stable")]
     if not len(at): return []
     groups = int((count > 1).sum())
-    text = f"{n_of(len(at) - groups, 'image')} that {'is an exact copy' if len(at) - groups == 1 else 'are exact copies'} of another one that stays " \
-           f"{'is' if len(at) - groups == 1 else 'are'} still there, in {n_of(groups, 'group')}"
+    what, verb = ("is an exact copy", "is") if len(at) - groups == 1 else ("are exact copies", "are")
+    text = f"{n_of(len(at) - groups, 'image')} that {what} of another one that stays {verb} still there, in {n_of(groups, 'group')}"
     return [Remark("copies left", text, at)]
 
 # %% ../../nbs/report/10_choices.ipynb #4de196ec
@@ -190,8 +194,9 @@ def leaks(
         hit.append(rows[seen])
     at = np.concatenate([np.zeros(0, np.int64), *hit])
     if not len(at): return []
-    text = f"{n_of(len(at), 'image')} that {'stays' if len(at) == 1 else 'stay'} for training {'is' if len(at) == 1 else 'are'} also among the " \
-           f"{n_of(m, 'held-out image')}, {int(exact[at].sum()):,} of them in the very same file"
+    stays, verb = ("stays", "is") if len(at) == 1 else ("stay", "are")
+    text = f"{n_of(len(at), 'image')} that {stays} for training {verb} also among the {n_of(m, 'held-out image')}, " \
+           f"{int(exact[at].sum()):,} of them in the very same file"
     return [Remark("leak", text, at[np.argsort(~exact[at], kind="stable")])]
 
 # %% ../../nbs/report/10_choices.ipynb #a79ee145
@@ -215,24 +220,25 @@ def odd_looks(
     short, long = looks.size.min(1), looks.size.max(1)
     extent = np.maximum(pixels, 1 / np.maximum(pixels, 1e-9))
     odd = (short < limits.small) | (long > limits.stretched * short) | (extent > limits.far_from_median)
-    how = f"shorter side below {limits.small} pixels, sides more than 1:{limits.stretched:g}, or over {limits.far_from_median:g} times more or fewer " \
-          "pixels than the median"
+    how = f"shorter side below {limits.small} pixels, sides more than 1:{limits.stretched:g}, or over {limits.far_from_median:g} times " \
+          "more or fewer pixels than the median"
     checks = (("blurred", looks.sharpness < limits.blurred, looks.sharpness, f"sharpness below {limits.blurred:g}", "blurred or flat"),
               ("dark", luminance < limits.dark, luminance, f"mean luminance below {limits.dark:g} of 255", "dark"),
               ("odd size", odd, -extent * long / np.maximum(short, 1), how, "of an odd size"))
     found = []
     for kind, hit, badness, limit, words in checks:
         at = np.flatnonzero(hit & table["kept"].to_numpy())
-        verb = "is" if len(at) == 1 else "are"
-        if len(at): found.append(Remark(kind, f"{n_of(len(at), 'image')} that {'stays' if len(at) == 1 else 'stay'} {verb} {words} ({limit})",
-                                        at[np.argsort(badness[at], kind="stable")]))
+        stays = "stays is" if len(at) == 1 else "stay are"
+        worst_first = at[np.argsort(badness[at], kind="stable")]
+        if len(at): found.append(Remark(kind, f"{n_of(len(at), 'image')} that {stays} {words} ({limit})", worst_first))
     return found
 
 # %% ../../nbs/report/10_choices.ipynb #51537ed9
 def _check_looks(table, looks, copies):
     "Raise a ValueError where looks or copies are of another number of images."
     for name, value in dict(looks=looks, copies=copies).items():
-        if value is not None and len(value) != len(table): raise ValueError(f"{name} of {n_of(len(value), 'image')}, but the table has {len(table):,}")
+        if value is not None and len(value) != len(table):
+            raise ValueError(f"{name} of {n_of(len(value), 'image')}, but the table has {len(table):,}")
 
 def remarks(
     table:pd.DataFrame,  # as from `check_choice`, N rows
@@ -252,8 +258,8 @@ def remarks(
     if looks is not None and held_out is not None: found += leaks(table, looks, held_out)
     if looks is not None: found += odd_looks(table, looks, limits)
     if left_out is not None and len(left_out):
-        names = several(left_out["path"].map(os.path.basename))
-        found.append(Remark("unreadable", f"{n_of(len(left_out), 'file')} could not be read and took no part: {names}", np.zeros(0, np.int64)))
+        text = f"{n_of(len(left_out), 'file')} could not be read and took no part: {several(map(os.path.basename, left_out['path']))}"
+        found.append(Remark("unreadable", text, np.zeros(0, np.int64)))
     if not (table["label"] != "").any(): not_checked.append("classes that are gone: the images have no classes")
     if not table["cluster"].notna().any(): not_checked.append("clusters that are emptied: the images were not clustered")
     if copies is None: not_checked.append("exact copies: nothing is known of the contents")
