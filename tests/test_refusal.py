@@ -101,7 +101,8 @@ def typed(command, name, value, place):
     prune, single = dict(path="FOLDER", outputs="FOLDER/../kept.csv"), dict(path="FOLDER", output="FOLDER/../kept.csv")
     given = dict(prune=dict(prune, pruning_ratio="0.5"), dedup=prune, score=prune, balance=single,
                  embed=dict(path="FOLDER", output="FOLDER/../kept.npy"),
-                 suggest=dict(path="FOLDER"), report=dict(path="FOLDER", choice="FOLDER/../there.csv", output="FOLDER/../page.html")).get(command, {})
+                 suggest=dict(path="FOLDER"),
+                 report=dict(path="FOLDER", choice="FOLDER/../there.csv", output="FOLDER/../page.html")).get(command, {})
     if command == "study": given = dict(preset="smoke", methods="random", ratios="0.5", device="cpu")
     words = command.split()
     for n, v in {**given, name: value}.items():

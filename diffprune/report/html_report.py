@@ -304,11 +304,11 @@ def _asset(ending): return (resources.files("diffprune")/"assets"/f"pruning_repo
 
 def _rendered(context, data):
     "The text of the page."
-    from diffprune import __version__
+    import diffprune
     script = _asset("js")
     policy = "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     template = Environment(autoescape=True, keep_trailing_newline=True).from_string(_asset("html"))
-    own = dict(style=Markup(_asset("css")), script=Markup(script), script_hash=policy, version=__version__)
+    own = dict(style=Markup(_asset("css")), script=Markup(script), script_hash=policy, version=diffprune.__version__)
     return template.render(context, data=_embedded_json(data), **own)
 
 # %% ../../nbs/report/12_html_report.ipynb #426d19f4
