@@ -4,7 +4,7 @@ import pytest
 from notebooks import ROOT, papermill, run_head, run_here
 
 SMALL = {  # parameters with which a notebook runs in seconds
-    "worked_balance": dict(n_faces="60", n_clusters="4", ratio="0.5", side="32", seeds="[0, 1]"),
+    "worked_balance": dict(n_faces="60", n_clusters="4", side="32", seeds="[0, 1]"),
     "worked_own_trainer": dict(steps="4", batch_size="8", channels="[8, 16]", n_samples="2", sampling_steps="2"),
     "worked_prune_folder": dict(n_faces="20", n_clusters="3"),
 }
