@@ -385,6 +385,7 @@ def can_go_on(self:_Training,
     self.job.finish("nothing was trained, so what would stay is not known")
     return False
 
+# %% ../nbs/cli.ipynb #train-cls3
 @patch
 def values(self:_Training,
     method,  # record of a method
