@@ -127,7 +127,7 @@ def collect_evidence(
         made = load_json(path.with_suffix(".json"))["made"]["kinds"]["model"]
         more = dict(dataset=dataset, preset=preset, n=facts.n, redundancy=round(facts.redundancy, 3), evenness=round(facts.evenness, 3),
                     backbone=table.query("metric == 'fd'").backbone.iloc[0], commits=" ".join(sorted(made)))
-        found.append(measured_effects(table).round(4).assign(**more))
+        found.append(measured_effects(table).query("seeds > 1").round(4).assign(**more))  # one seed has no interval
     if not found: raise FileNotFoundError(f"there is no fig1_fid_curves.csv below {folder}: draw the figures first, make redraw")
     return pd.concat(found, ignore_index=True)
 
