@@ -35,7 +35,8 @@ WRONG = {  # command -> parameter -> values that cannot work, as they are typed
         **READING, "pruning_ratio": ["1.5", "-0.1", "1", "nan", "half"], "keep": ["0", "-3", "x", "2"],
         "min_distance": ["-1", "2", "nan", "x", "0.1"], "outputs": OUTPUTS, "features": FEATURES,
         "method": ["best", "cluster_vgg", "", "semdedup,cluster", "cluster:2", "random:0.1,cluster:0.5", "cluster_near_far"],
-        "preset": ["huge", "", "smoke"], "clusters": ["0", "-1", "x"], "seed": ["-1", "x", "0.5"], "dedup": NO_VALUE, "keep_rule": ["newest", "", "first"],
+        "preset": ["huge", "", "smoke"], "clusters": ["0", "-1", "x"], "seed": ["-1", "x", "0.5"],
+        "dedup": NO_VALUE, "keep_rule": ["newest", "", "first"],
         "dry_run": NO_VALUE},
     "dedup": {
         **READING, "outputs": OUTPUTS, "keep_rule": ["newest", ""], "by": ["name", ""], "max_distance": ["-0.1", "1", "nan", "x"],
