@@ -277,7 +277,7 @@ def test_an_interruption_ends_with_130_and_a_word_on_how_to_go_on(folder, tmp_pa
     for line in process.stdout:
         if "a proxy is trained" in line: break
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 130 and "the same command goes on" in said and "Traceback" not in said and "\r" not in said
     assert not (tmp_path / "k.csv").exists()
 
