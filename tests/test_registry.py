@@ -148,7 +148,7 @@ def test_a_look_that_is_taken_gives_way():
 def test_many_methods_have_different_looks_and_the_rest_some():
     for i in range(60): register_pruner(f"toy{i}", f"Toy {i}", needs="features" if i < 8 else "nothing")(ScorePruner)
     looks = [(method_style(n)["color"], method_style(n)["marker"]) for n in method_names()]
-    assert len(looks) == len(LIBRARY) + 8*5 + 52 and len(set(looks)) == 111          # 110 and random's
+    assert len(looks) == len(LIBRARY) + 8*5 + 52 and len(set(looks)) == 141          # 140 and random's
 
 
 @pytest.mark.parametrize("name", ["cluster", "clip", "random_lite0", "random_", "el2n_far", "cluster_clip_inv_mid", "cluster__clip",

@@ -92,7 +92,8 @@ def _admit(m):
     _METHODS[m.name] = replace(m, module=known.module) if known and m.module == "__main__" else m
 
 # %% ../../nbs/pruning/05_registry.ipynb #cell-12
-METHOD_MODULES = tuple(f"diffprune.pruning.{name}_pruners" for name in ("score", "cluster", "greedy", "difficulty", "transport"))
+_FAMILIES = ("score", "cluster", "greedy", "difficulty", "transport", "normalised", "rank")
+METHOD_MODULES = tuple(f"diffprune.pruning.{name}_pruners" for name in _FAMILIES)
 
 def _load_library():
     for module in METHOD_MODULES: importlib.import_module(module)
@@ -231,17 +232,20 @@ def scoring_method(
 # %% ../../nbs/pruning/05_registry.ipynb #cell-36
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#332288", "#882255", "#999933", "#F0E442")
 _MARKERS = "sD^vP*<X>dp"  # the circle is that of random pruning
+_MORE_MARKERS = "hH8"
 
 def _place(p, n):
     "Colours and markers at place `p` for `n` backbones."
-    return [(_COLORS[q % len(_COLORS)], _MARKERS[q % len(_MARKERS)]) for q in range(p, p + 91*n, 91)]
+    first = len(_COLORS)*len(_MARKERS)
+    markers, step = (_MARKERS, 91) if p < first else (_MORE_MARKERS, 7)
+    return [(_COLORS[q % len(_COLORS)], markers[q % len(markers)]) for q in range(p % first, p % first + step*n, step)]
 
 def _looks():
     "(base, backbone) -> (colour, marker). Each method takes the next place that is free, the library's before others."
     found = {}
     for m in sorted(known_methods(), key=lambda m: (m.module not in METHOD_MODULES, not m.paper)):
         backbones = [b for b, _ in METHOD_BACKBONES.values()] if m.embedded else [None]
-        places = [_place(p, len(backbones)) for p in range(len(_COLORS)*len(_MARKERS))]
+        places = [_place(p, len(backbones)) for p in range(len(_COLORS)*(len(_MARKERS) + len(_MORE_MARKERS)))]
         wanted = [[tuple(m.style)]] if m.style else []
         looks = next((looks for looks in wanted + places if not set(looks) & set(found.values())), places[len(found) % len(places)])
         found |= {(m.name, b): look for b, look in zip(backbones, looks)}
