@@ -34,15 +34,16 @@ FEATURES = (RNG.normal(size=(N, 6)) + 4).astype(np.float32)
 INPUT = {**dict.fromkeys(("nothing", "features", "clusters"), FEATURES), **dict.fromkeys(MEASURED, RNG.lognormal(size=N)),
          "losses": RNG.random((N, 12))}
 IDS = np.array([f"id{i:03d}" for i in range(N)])
-SETS = ("interval", "coverage", "transport", "d2c", "shiftgauss")           # choose a set, have no middle
-UNSCORED = ("transport",)           # and have no scores for other samples
+SETS = ("interval", "coverage", "transport", "d2c", "shiftgauss", "balancedkernel", "dropcluster", "hierarchy", "gadc")  # have no middle
+UNSCORED = ("transport", "gadc")           # have no scores for other samples
+SMALL = dict(n_clusters=4, n_draws=200, cell_size=15, n_features=32, n_resample=2)
 LIBRARY = [m for m in known_methods() if m.module.startswith("diffprune.")]
 NAMES = [f"{m.name}_lite0" if m.embedded else m.name for m in LIBRARY]
 
 
 def made(name, **options):
     pruner = make_pruner(name, **options)
-    return pruner.set_params(n_clusters=4) if "n_clusters" in pruner.get_params() else pruner
+    return pruner.set_params(**{k: v for k, v in SMALL.items() if k in pruner.get_params() and k not in options})
 
 
 def base(name): return name.split("_")[0]
