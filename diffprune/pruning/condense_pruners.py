@@ -16,9 +16,9 @@ from scipy.spatial.distance import cdist
 from tqdm.auto import tqdm
 
 from ..core.checks import check_finite
+from ..core.store import Rows
 from ..data.split import uniform_keys
 from .hierarchy_pruners import resampled_kmeans
-from .kernel_pruners import RowView
 from .registry import register_pruner
 from .select import Pruner, cell_quotas, codes_of, proportional_quotas, seats_for
 
@@ -157,7 +157,7 @@ def _fit(self:GADCPruner, X):
     for c in range(label.max() + 1):
         members = self.order_[label[self.order_] == c]
         if (k := math.ceil(len(members) / self.cell_size)) > 1:
-            self.groups_[members] = resampled_kmeans(RowView(self.X_, members), k, seed=self.seed_)[1]
+            self.groups_[members] = resampled_kmeans(Rows(self.X_, members), k, seed=self.seed_)[1]
 
 @patch
 def _of_cell(self:GADCPruner, members, m):

@@ -13,9 +13,9 @@ from fastcore.basics import patch
 from sklearn.utils.validation import check_is_fitted
 from tqdm.auto import tqdm
 
+from ..core.store import Rows
 from ..data.split import uniform_keys
 from ..features.cluster import assign, distances_to, lloyd
-from .kernel_pruners import RowView
 from .registry import register_pruner
 from .select import Pruner, balanced_quotas, seats_for
 
@@ -40,7 +40,7 @@ def nearest_members(
 
 # %% ../../nbs/pruning/21_hierarchy_pruners.ipynb #b33dd97b
 def resampled_kmeans(
-    X,  # features (n, d), float32: array or `RowView`
+    X,  # features (n, d), float32: array or `Rows`
     k:int,  # clusters; n, if there are fewer samples
     sample_size:int=1,  # r; 1 means no resampling
     n_resample:int=10,  # times that k-means is run anew
@@ -52,7 +52,7 @@ def resampled_kmeans(
     for i in range(n_resample if sample_size > 1 else 0):
         labels, squared, _ = assign(X, centers)
         chosen = nearest_members(labels, squared, sample_size)
-        few = RowView(X.array, X.rows[chosen]) if isinstance(X, RowView) else X[chosen]
+        few = Rows(X.array, X.index[chosen]) if isinstance(X, Rows) else X[chosen]
         centers = _kmeans(few, k, seed + 1 + i, max_iter)
     return centers, assign(X, centers)[0]
 
@@ -97,7 +97,7 @@ class HierarchyPruner(Pruner):
     def _fit(self, X):
         levels, sizes = self._settings(len(X))
         order = np.argsort(uniform_keys(self.ids_, self.seed_, "k-means"))
-        below, self.parents_ = RowView(X, order), []
+        below, self.parents_ = Rows(X, order), []
         for level in tqdm(range(len(levels)), desc="levels of k-means", disable=not self.progress):
             centers, labels = resampled_kmeans(below, levels[level], sizes[level], self.n_resample, self.max_iter, self.seed_ + 1000 * level)
             if level: self.parents_.append(labels)

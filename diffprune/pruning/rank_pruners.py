@@ -28,9 +28,6 @@ def noise_error_scores(
     return Scores(per_draw.mean(1), per_draw, times)
 
 # %% ../../nbs/pruning/16_rank_pruners.ipynb #ab5c7ba0
-def _noise_error(arrays): return noise_error_scores(arrays["losses"], arrays["times"])
-
-@register_pruner("d2c", "D2C", needs="proxy", score=_noise_error, source="D2C, arXiv 2507.05914, section 3")
 class D2CPruner(DifficultySetPruner):
     "Every k-th sample of each class from easy to hard, starting with the easiest (D2C, arXiv 2507.05914)."
     def __init__(
@@ -56,6 +53,10 @@ class D2CPruner(DifficultySetPruner):
     def _pick(self, difficulty, keys, m):
         positions = np.floor(np.arange(m) * self._step(len(difficulty), m) + 1e-9).astype(np.int64)
         return np.lexsort((keys, difficulty))[positions]
+
+def _noise_error(arrays): return noise_error_scores(arrays["losses"], arrays["times"])
+
+register_pruner("d2c", "D2C", needs="proxy", score=_noise_error, source="D2C, arXiv 2507.05914, section 3")(D2CPruner)
 
 # %% ../../nbs/pruning/16_rank_pruners.ipynb #daa9340f
 def shifted_gaussian_priority(

@@ -34,27 +34,37 @@ def zcore_draws(
 
 # %% ../../nbs/pruning/18_zcore_pruners.ipynb #8c6327f6
 class _Strip:
-    "The samples in the order of one feature, and where their nearest are looked for. `spans` remembers widths, for speed alone."
-    def __init__(self, values, order, spans=None):
-        self.order, self.sorted, self.spans = order, values[order].astype(np.float64), {} if spans is None else spans
+    "The samples in the order of one feature, and where their nearest are looked for."
+    def __init__(self, values, order):
+        self.order, self.narrow = order.astype(np.intp), values[order].astype(np.float32)
+        self.sorted = values[order].astype(np.float64)
 
     def near(self, other, q, k):
         "The k nearest to the point q, all that are as far as the k-th, and perhaps some more: positions, distances."
-        n, span = len(self.order), self.spans.get(k, 4 * int((k * len(self.order))**0.5) + 16)
-        at = np.searchsorted(self.sorted, q[0])
-        lo = max(0, min(at - span // 2, n - span))
-        hi = min(n, max(lo + span, k))
-        rows, away = self._distances(other, q, lo, hi)
-        r = np.partition(away, k - 1)[k - 1] * (1 + 1e-9) + 1e-300
+        n, stride = len(self.order), max(1, k // 64)
+        span = min(n, 4 * int((k * n)**0.5) + 16)
+        lo = max(0, min(int(np.searchsorted(self.sorted, q[0])) - span // 2, n - span))
+        away = self._distances(other, q, slice(lo, lo + span, stride))[1]
+        place = k if stride == 1 else min(len(away), k // stride + 2 * int((k // stride)**0.5) + 1)
+        rows, away = self._within(other, q, np.partition(away, place - 1)[place - 1])
+        if len(rows) >= k: return rows, away
+        away = self._distances(other, q, slice(lo, lo + span))[1]
+        return self._within(other, q, np.partition(away, k - 1)[k - 1])
+
+    def _within(self, other, q, r):
+        "All samples up to the distance r: most others are left out in single precision, with room for its rounding."
+        r = r * (1 + 1e-9) + 1e-300
         first, last = np.searchsorted(self.sorted, [q[0] - r, np.nextafter(q[0] + r, np.inf)])
-        self.spans[k] = int(0.9 * span + 0.1 * max(1.3 * (last - first), k + 16))
-        if first < lo or last > hi: rows, away = self._distances(other, q, first, last)
-        within = away <= r
+        narrow = abs(self.narrow[first:last] - np.float32(q[0]))
+        narrow += abs(other.take(self.order[first:last]) - np.float32(q[1]))
+        perhaps = first + np.flatnonzero(narrow <= r * (1 + 1e-5) + 1e-6 * (abs(q[0]) + abs(q[1])))
+        rows, away = self._distances(other, q, perhaps)
+        within = np.flatnonzero(away <= r)
         return rows[within], away[within]
 
-    def _distances(self, other, q, lo, hi):
-        rows = self.order[lo:hi]
-        return rows, abs(self.sorted[lo:hi] - q[0]) + abs(other[rows].astype(np.float64) - q[1])
+    def _distances(self, other, q, part):
+        rows = self.order[part]
+        return rows, abs(self.sorted[part] - q[0]) + abs(other.take(rows).astype(np.float64) - q[1])
 
 # %% ../../nbs/pruning/18_zcore_pruners.ipynb #3c3fb376
 def _vote(scores, strip, a, b, point, k, rank):
@@ -112,7 +122,7 @@ def zcore_votes(
 ) -> np.ndarray:  # float64, (N,), the gains and losses of all draws
     "What the draws do to the scores. Exact, whatever the memory."
     n, size = len(X), _block_size(X.shape, memory)
-    rank, k, scores, spans = np.arange(n) if rank is None else rank, min(n_neighbors, n - 1), np.zeros(n), {}
+    rank, k, scores = np.arange(n) if rank is None else rank, min(n_neighbors, n - 1), np.zeros(n)
     swap = (dims[:, 0] // size > dims[:, 1] // size)[:, None]
     dims, points = np.where(swap, dims[:, ::-1], dims), np.where(swap, points[:, ::-1], points)
     block, read = dims // size, lambda i: _columns(X, i * size, min((i + 1) * size, X.shape[1]))
@@ -123,8 +133,8 @@ def zcore_votes(
                 B, mine = A if i == j else read(j), np.flatnonzero((block == (i, j)).all(1))
                 for p in np.unique(dims[mine, 0]):
                     a = A[p - i * size]
-                    if p not in orders: orders[p] = np.argsort(a, kind="stable").astype(np.int32)
-                    strip = _Strip(a, orders[p], spans)
+                    if p not in orders: orders[p] = np.argsort(a).astype(np.int32)
+                    strip = _Strip(a, orders[p])
                     for draw in mine[dims[mine, 0] == p]:
                         _vote(scores, strip, a, B[dims[draw, 1] - j * size], points[draw], k, rank)
                         bar.update()
@@ -136,7 +146,7 @@ class ZCorePruner(Pruner):
     "Score: votes of drawn points for what is next to them, against what is redundant beside it (ZCore, arXiv 2411.15349)."
     def __init__(
         self,
-        n_draws:int|None=None,  # points that vote; None: 1,000,000, or 100 for each sample if that is less
+        n_draws:int|None=None,  # points that vote; None: 1,000,000, or 50 for each sample if that is less
         n_neighbors:int=1000,  # others that lose in each draw
         random_start:bool=True,  # scores start from uniform numbers in [0, 1), rather than from 0
         memory:float=1.2,  # GB for columns of the features and their orders
@@ -149,7 +159,7 @@ class ZCorePruner(Pruner):
     def _fit(self, X): self.scores_ = self._score(X, self.ids_)
 
     def _score(self, X, ids):
-        n_draws = min(1_000_000, 100 * len(X)) if self.n_draws is None else self.n_draws
+        n_draws = min(1_000_000, 50 * len(X)) if self.n_draws is None else self.n_draws
         for name, value in (("n_draws", n_draws), ("n_neighbors", self.n_neighbors)):
             if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name}={value!r}; a positive integer is expected")
