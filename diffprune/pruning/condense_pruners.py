@@ -123,7 +123,8 @@ class GADCPruner(Pruner):
 @patch
 def _check(self:GADCPruner, X):
     if not isinstance(X, Classified):
-        if self.beta: raise ValueError(f"beta={self.beta!r} needs cross-entropies of a classifier: fit(Classified(features, cross_entropy))")
+        if self.beta:
+            raise ValueError(f"beta={self.beta!r} needs cross-entropies of a classifier: fit(Classified(features, cross_entropy))")
         return Classified(super(GADCPruner, self)._check(X), None)
     features, ce = super(GADCPruner, self)._check(X.features), np.asarray(X.cross_entropy, np.float64)
     if ce.shape != (len(features),): raise ValueError(f"cross_entropy has the shape {ce.shape}; {(len(features),)} is expected")
@@ -140,7 +141,8 @@ def _check_settings(self:GADCPruner):
         value = getattr(self, name)
         if not (name == "beta" and value is None) and not (isinstance(value, Real) and least <= value < math.inf):
             raise ValueError(f"{name}={value!r}; a number of at least {least} is expected")
-    if not (isinstance(self.blur, Real) and 0 < self.blur < math.inf): raise ValueError(f"blur={self.blur!r}; a positive number is expected")
+    if not (isinstance(self.blur, Real) and 0 < self.blur < math.inf):
+        raise ValueError(f"blur={self.blur!r}; a positive number is expected")
     for name, least in dict(n_iter=1, swaps=0, cell_size=2, per_cell=1).items():
         value = getattr(self, name)
         if not isinstance(value, Integral) or isinstance(value, bool) or value < least:

@@ -99,7 +99,8 @@ class HierarchyPruner(Pruner):
         order = np.argsort(uniform_keys(self.ids_, self.seed_, "k-means"))
         below, self.parents_ = Rows(X, order), []
         for level in tqdm(range(len(levels)), desc="levels of k-means", disable=not self.progress):
-            centers, labels = resampled_kmeans(below, levels[level], sizes[level], self.n_resample, self.max_iter, self.seed_ + 1000 * level)
+            how = dict(n_resample=self.n_resample, max_iter=self.max_iter, seed=self.seed_ + 1000 * level)
+            centers, labels = resampled_kmeans(below, levels[level], sizes[level], **how)
             if level: self.parents_.append(labels)
             else: self.cluster_centers_, self.labels_of_ = centers, labels[np.argsort(order)]
             below = centers

@@ -20,7 +20,8 @@ def noise_error_scores(
     losses,  # (E, N, D) velocity losses; the last epoch counts
     times,  # (D,) time of each draw, 0 noise to 1 data
 ) -> Scores:  # high = hard
-    "Expected error of the predicted noise, t² times the velocity loss (D2C, arXiv 2507.05914, eq. 7 with a plus). Raises a ValueError for other shapes."
+    """Expected error of the predicted noise, t² times the velocity loss (D2C, arXiv 2507.05914, eq. 7 with a plus).
+    Raises a ValueError for other shapes."""
     losses, times = np.asarray(losses, np.float64), np.asarray(times, np.float64)
     if losses.ndim != 3 or losses.shape[2:] != times.shape:
         raise ValueError(f"losses must be (epochs, samples, draws) with a time for each draw, got {losses.shape} and {times.shape}")
@@ -47,7 +48,8 @@ class D2CPruner(DifficultySetPruner):
         if not isinstance(self.step, Integral) or isinstance(self.step, bool) or self.step < 1:
             raise ValueError(f"step={self.step!r}; a positive integer, or None, is expected")
         if (m - 1) * self.step >= n:
-            raise ValueError(f"{m} samples in steps of {self.step} need {(m - 1) * self.step + 1}, there are {n}; take a smaller step, or None")
+            raise ValueError(f"{m} samples in steps of {self.step} need {(m - 1) * self.step + 1}, there are {n}; "
+                             "take a smaller step, or None")
         return self.step
 
     def _pick(self, difficulty, keys, m):
@@ -68,7 +70,8 @@ def shifted_gaussian_priority(
 ) -> np.ndarray:  # (n,); the m largest are the set of m
     "Priorities of ranks under a shifted Gaussian (after Alchemist, arXiv 2512.16905). Raises a ValueError for impossible windows."
     if not 0 <= center <= 1 or not width > 0 or not 0 <= skip < 1:
-        raise ValueError(f"center={center!r}, width={width!r}, skip={skip!r}; a center in [0, 1], a positive width and a skip in [0, 1) are expected")
+        raise ValueError(f"center={center!r}, width={width!r}, skip={skip!r}; "
+                         "a center in [0, 1], a positive width and a skip in [0, 1) are expected")
     place = (np.arange(n) + 0.5) / n
     priority = -0.5 * ((place - center) / width)**2 - np.log(-np.log(np.asarray(u, np.float64)))
     left_out = place < skip

@@ -92,7 +92,8 @@ def _admit(m):
     _METHODS[m.name] = replace(m, module=known.module) if known and m.module == "__main__" else m
 
 # %% ../../nbs/pruning/05_registry.ipynb #cell-12
-_FAMILIES = ("score", "cluster", "greedy", "difficulty", "transport", "normalised", "rank", "gaussian", "zcore", "kernel", "drop", "hierarchy", "condense")
+_FAMILIES = ("score", "cluster", "greedy", "difficulty", "transport",
+             "normalised", "rank", "gaussian", "zcore", "kernel", "drop", "hierarchy", "condense")
 METHOD_MODULES = tuple(f"diffprune.pruning.{name}_pruners" for name in _FAMILIES)
 
 def _load_library():
