@@ -102,6 +102,7 @@ def kernel(X, args):
         found.append(dict(work=f"features and {choices:,} choices, {'all' if pool is None else pool} looked at",
                           cpu_s=fitted_s + first_s + more_s, memory_mb=memory.most, note=f"{1000 * each:.1f} ms a choice",
                           whole=f"a tenth: {whole / 60:.0f} min"))
+        del fitted, pruner
     return found
 
 
