@@ -238,10 +238,10 @@ def test_greedy_work_is_shared_between_ratios():
 
 
 def test_facility_agrees_with_apricot():
+    threads = torch.get_num_threads()  # numba, in apricot, gives PyTorch its own number (findings/)
     apricot = pytest.importorskip("apricot")
     U = FEATURES / np.linalg.norm(FEATURES, axis=1, keepdims=True)
     similarity = np.maximum(U @ U.T, 0).astype(np.float64)
-    threads = torch.get_num_threads()                    # numba, in apricot, gives PyTorch its own number (findings/)
     reference = apricot.FacilityLocationSelection(20, metric="precomputed", optimizer="naive").fit(similarity)
     torch.set_num_threads(threads)
     ours = FacilityPruner().fit(FEATURES).first_chosen(0, 20)
