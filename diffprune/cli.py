@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections import Counter
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import typer
@@ -105,12 +105,12 @@ def _stale_in_one_line():
         yield
 
 @contextmanager
-def _in_one_line(*more):
+def _in_one_line(*more, after="what is finished stays in the store, and the same command goes on from there"):
     "Report what a user can put right, errors of the kinds `more` included, without a traceback."
     try:
         with _bars_as_lines(), _stale_in_one_line(): yield
     except typer.Exit: raise
-    except KeyboardInterrupt: _stop("interrupted; what is finished stays in the store, and the same command goes on from there", 130)
+    except KeyboardInterrupt: _stop(f"interrupted; {after}", 130)
     except (ValueError, OSError, ModuleNotFoundError, *more) as e: _stop(e, 1)
 
 @contextmanager
@@ -123,7 +123,7 @@ def _usage():
 def _one_device(device):
     "The name of a single device that is there. Raises `ValueError` for another."
     from diffprune.study.schedule import study_devices
-    if "," in device: raise ValueError(f"device {device!r}: images are embedded on one device")
+    if "," in device: raise ValueError(f"device {device!r}: name one device")
     return study_devices(device)[0]
 
 def _backbones(steps, dedup, method_backbone):
@@ -154,8 +154,8 @@ def _is_stdout(output):
 @dataclass
 class _Job:
     "What all commands on images have in common. None: not given."
-    path:str|None
-    outputs:list
+    path:str|None = None
+    outputs:list = field(default_factory=list)
     features:Path|None = None  # a file
     backbone:str|None = None  # of methods that name none
     image_size:int|None = None
@@ -167,6 +167,7 @@ class _Job:
     dry_run:bool = False
     as_json:bool = False
     quiet:bool = False
+    files:object = None  # DataFrame with path and label: images that are files, in the place of a path
     said:dict = field(default_factory=dict)
 
     def say(self, text):
@@ -181,6 +182,19 @@ class _Job:
             where = f"no output was written; the store now has what was computed of {n:,} images" if n else "nothing was written"
         self.say(f"{text}; {where}" if where else text)
 
+# %% ../nbs/cli.ipynb #jobof1
+def _job(
+    given,  # the arguments of a command by name
+    **more,  # fields that have another name there
+):
+    "The job of a command."
+    known = {f.name for f in fields(_Job)}
+    return _Job(**{k: v for k, v in given.items() if k in known} | more, reading={k: given[k] for k in ("splits", "labels") if k in given})
+
+def _of_pruners(seed, clusters):
+    "Options of pruners; the number of clusters is theirs alone that have some."
+    return dict(random_state=seed) | ({} if clusters is None else dict(n_clusters=clusters))
+
 # %% ../nbs/cli.ipynb #ec946b20
 @patch
 def _check_effects(self:_Job, backbones, looks, trained):
@@ -191,6 +205,7 @@ def _check_effects(self:_Job, backbones, looks, trained):
         for name in names:
             if given[name] is not None: raise ValueError(f"--{name.replace('_', '-')} has no effect: {why}")
     if self.features is not None: refuse(given, "features are given, so no image is read")
+    if self.files is not None: refuse(["stale", *self.reading], "the images and their classes are those of a list")
     if not looks: refuse(["image_size"], "what is asked for is no matter of pixels")
     if not backbones: refuse(["weights", "backbone"] + ["device"] * (not trained), "what is asked for needs no features")
     if self.overwrite and not self.outputs: raise ValueError("--overwrite has no effect: there is no output")
@@ -230,6 +245,7 @@ def check(self:_Job,
     backbones=(),  # whose features are needed
     looks=True,  # whether the size of images matters
     trained=False,  # whether a model is trained on them
+    more=(),  # further places that are never written to
 ):
     "Raise an error for what cannot work, before any work."
     from diffprune.core.store import check_stale
@@ -237,15 +253,16 @@ def check(self:_Job,
     with _usage():
         if self.stale is not None: check_stale(self.stale)
         if self.device is not None: self.device = _one_device(self.device)
-        self._check_named()
+        if self.files is None: self._check_named()
         self._check_effects(backbones, looks, trained)
-        if self.features is None: form, sources = self._check_path()
+        if self.files is not None: form, sources = "files", sorted({os.path.dirname(os.path.abspath(p)) for p in self.files["path"]})
+        elif self.features is None: form, sources = self._check_path()
         else:
             form, sources = "features", [self.features.expanduser()]
             if not sources[0].is_file(): raise FileNotFoundError(f"there is no file {self.features}")
             if sources[0].suffix not in (".npy", ".parquet"): raise ValueError(f"{self.features}: features are read from .npy or .parquet")
         self.outputs = [o if isinstance(o, Destination) else parse_destination(o) for o in self.outputs]
-        check_destinations(self.outputs, sources, self.overwrite, form == "folder", form != "features")
+        check_destinations(self.outputs, [*sources, *more], self.overwrite, form == "folder", form != "features")
         if self.as_json and any(_is_stdout(d.path) for d in self.outputs):
             raise ValueError("--json writes to the standard output, so no output can go there")
 
@@ -260,14 +277,18 @@ def read(self:_Job,
         self.said |= dict(images=len(found), left_out=0)
         return found, lambda backbone: found.features
     more = dict(image_size=self.image_size or 224, weights=self.weights, device=self.device or "cpu", stale=self.stale or "warn")
-    catalogues = {name: open_input(self.path, name, progress=not self.quiet, **more, **self.reading) for name in backbones or [None]}
+    if self.files is not None:
+        from diffprune.study.own_models import open_files
+        catalogues = {None: open_files(self.files["path"], self.files["label"], image_size=self.image_size, progress=not self.quiet)}
+    else:
+        catalogues = {name: open_input(self.path, name, progress=not self.quiet, **more, **self.reading) for name in backbones or [None]}
     found, all_ = next(iter(catalogues.values())), catalogues.values()
     if not len(found):
         path, reason = found.left_out.iloc[0][["path", "reason"]]
         raise ValueError(f"none of {len(found.left_out)} images could be read; {path}: {reason}")
     self.said |= dict(images=len(found), left_out=len(found.left_out), decoded=sum(c.n_decoded for c in all_),
                       embedded=sum(c.n_embedded for c in all_))
-    self.say(found.report)
+    if found.report: self.say(found.report)
     return found, lambda backbone: catalogues[backbone].features
 
 # %% ../nbs/cli.ipynb #5a8b06ff
@@ -289,14 +310,14 @@ def _finish(job, found, choice):
 
     from diffprune.pruning.exports import write_choice
     for note in choice.notes: job.say(note)
-    write_choice(_table(found, choice), [] if job.dry_run else job.outputs, found)
+    for note in write_choice(_table(found, choice), [] if job.dry_run else job.outputs, found): job.say(note)
     why, n = np.unique(choice.reasons[~choice.kept].astype(str), return_counts=True)
     job.finish(str(choice), kept=int(choice.kept.sum()), dropped=dict(zip(why.tolist(), n.tolist())), notes=choice.notes)
 
 # %% ../nbs/cli.ipynb #cell-14
 _path = typer.Argument(None, help="Folder of images, tars (a-{000..063}.tar), Parquet files, hf:OWNER/NAME, or a known data set.")
-_outputs = typer.Option([], "--output", "-o", help="What to write, by its ending or scheme: .txt, .csv, .parquet, .jsonl, .tar, copy:DIR, "
-                        "link:DIR, hf:DIR. May be repeated.")
+_outputs = typer.Option([], "--output", "-o", help="What to write, by its ending or scheme: .txt, .csv, .parquet, .jsonl, .tar, tar:DIR, "
+                        "copy:DIR, link:DIR, hf:DIR. May be repeated.")
 _features = typer.Option(None, "--features", help="Features of your own in place of images: FILE.npy or FILE.parquet.")
 _method_backbone = typer.Option(None, "--backbone", help="Backbone of methods that name none: clip, dino, lite0, inception, pixels; "
                                 "lite0 by default.")
@@ -335,11 +356,9 @@ def prune(
     overwrite:bool = _overwrite, dry_run:bool = _dry_run, as_json:bool = _json, quiet:bool = _quiet,
 ):
     "Choose which images to keep; of data with splits, among those of the training part."
-    job = _Job(path, outputs, features, backbone, image_size, weights, device, dict(splits=splits, labels=labels), stale,
-               overwrite, dry_run, as_json, quiet)
-    more = dict(random_state=seed) | ({} if clusters is None else dict(n_clusters=clusters))
+    job = _job(locals())
     amount = dict(pruning_ratio=pruning_ratio, keep=keep, min_distance=min_distance)
-    with _in_one_line(RuntimeError, ArithmeticError): _prune(job, method, amount, more, dedup, keep_rule, preset)
+    with _in_one_line(RuntimeError, ArithmeticError): _prune(job, method, amount, _of_pruners(seed, clusters), dedup, keep_rule, preset)
 
 # %% ../nbs/cli.ipynb #train-cls1
 @dataclass
@@ -350,6 +369,7 @@ class _Training:
     preset:str|None  # None: as the device is
     seed:int
     pipeline:object = None  # pipeline(positions) for some of the images, once they are known
+    cost:object = None  # that was announced
 
     def __post_init__(self):
         if not self.steps:
@@ -363,25 +383,43 @@ class _Training:
 
 # %% ../nbs/cli.ipynb #train-cls2
 @patch
+def announce(self:_Training,
+    fewer,  # whether there may be fewer images when the training begins
+):
+    "Say what training costs, before any work."
+    if not self.steps: return
+    from diffprune.core.store import Store
+    from diffprune.features.inputs import list_input
+    from diffprune.study.own_images import own_pipeline, training_cost
+    listed, records = list_input(self.job.path, Store(), **self.job.reading), [s.variant.method for s in self.steps]
+    pipeline = own_pipeline(listed, self.preset, stale=self.job.stale or "warn")
+    with _quietly(): cost = training_cost(pipeline, records, self.seed, self.preset, Store(), self.job.device or "cpu")
+    self.cost = replace(cost, upper=fewer or not listed.looks.content.any(1).all())
+    self.job.say(self.cost)
+    self._note()
+
+@patch
+def _note(self:_Training):
+    c = self.cost
+    self.job.said["training"] = dict(methods=c.methods, images=c.images, preset=c.preset, seconds=round(c.seconds, 1), gib=round(c.gib, 4))
+
+@patch
 def can_go_on(self:_Training,
     found,  # catalogue of N images
     kept,  # (N,) bool, those that are no duplicates; None: all
-    steps,  # all steps, those without training included
 ):
-    "Say what training costs. False for a dry run, if there is anything to train."
+    "False for a dry run, if there is anything to train. Raises a ValueError for too few images."
     if not self.steps: return True
     import numpy as np
 
     from diffprune.core.store import Store
-    from diffprune.study.own_images import own_pipeline, part_of, training_cost
+    from diffprune.study.own_images import is_trained, own_pipeline, part_of
     self.pipeline = lambda at: own_pipeline(part_of(found, at), self.preset, stale=self.job.stale or "warn")
     at, records = np.flatnonzero(np.ones(len(found), bool) if kept is None else kept), [s.variant.method for s in self.steps]
-    with _quietly(): cost = training_cost(self.pipeline(at), records, self.seed, self.preset, Store(), self.job.device or "cpu")
-    if steps[0] is not self.steps[0]: cost = replace(cost, upper=True)
-    self.job.say(cost)
-    self.job.said["training"] = dict(methods=cost.methods, images=cost.images, preset=cost.preset, seconds=round(cost.seconds, 1),
-                                     gib=round(cost.gib, 4))
-    if not (self.job.dry_run and cost.seconds): return True
+    done = is_trained(self.pipeline(at), records, self.seed, Store())
+    self.cost = replace(self.cost, images=len(at), **dict(seconds=0.0, gib=0.0) if done else {})
+    self._note()
+    if not self.job.dry_run or done: return True
     self.job.finish("nothing was trained, so what would stay is not known")
     return False
 
@@ -425,17 +463,21 @@ def _prune(job, method, amount, options, dedup, keep_rule, preset):
         if dedup and job.features is not None: raise ValueError("duplicates are looked for in images; features alone have none")
         backbones = _backbones(steps, dedup, job.backbone)
     job.check(backbones, trained=bool(training.steps))
+    training.announce(dedup or steps[0] not in training.steps)
     found, features_of = job.read(backbones)
-    if found.report:
-        from diffprune.data.report import n_of
-        others = [name for name in found.report.splits if name != "train"]
-        part = f"the part for training, not {' and '.join(others)}" if others else "everything"
-        job.say(f"pruning {part}: {n_of(len(found), 'image')}")
+    if found.report: job.say(f"pruning {_part_read(found)}")
     twins = None if job.features is not None else _duplicates(job, found, keep_rule, dropped=dedup)
-    if not training.can_go_on(found, twins.kept if dedup else None, steps): return
+    if not training.can_go_on(found, twins.kept if dedup else None): return
     choice = run_steps(steps, found.ids, features_of, twins if dedup else None, training.values, **options)
     if twins is not None: choice = replace(choice, duplicate_of=twins.duplicate_of)
     _finish(job, found, choice if job.features is None else _without_backbone(choice))
+
+def _part_read(found):
+    "Which part of a data set was read."
+    from diffprune.data.report import n_of
+    others = [name for name in found.report.splits if name != "train"]
+    part = f"the part for training, not {' and '.join(others)}" if others else "everything"
+    return f"{part}: {n_of(len(found), 'image')}"
 
 def _without_backbone(choice):
     "A choice among features of one's own, whose names have the backbone that was put in for them no more."
@@ -469,8 +511,7 @@ def dedup(
     overwrite:bool = _overwrite, dry_run:bool = _dry_run, as_json:bool = _json, quiet:bool = _quiet,
 ):
     "Find exact and near duplicates, and keep one of each group."
-    job = _Job(path, outputs, None, backbone, image_size, weights, device, dict(splits=splits, labels=labels), stale,
-               overwrite, dry_run, as_json, quiet)
+    job = _job(locals())
     with _in_one_line():
         from diffprune.pruning.steps import run_steps
         with _usage():
@@ -503,12 +544,10 @@ def score(
     overwrite:bool = _overwrite, dry_run:bool = _dry_run, as_json:bool = _json, quiet:bool = _quiet,
 ):
     "Score and rank all images by a method, and drop none."
-    job = _Job(path, outputs, features, backbone, image_size, weights, device, dict(splits=splits, labels=labels), stale,
-               overwrite, dry_run, as_json, quiet)
-    more = dict(random_state=seed) | ({} if clusters is None else dict(n_clusters=clusters))
+    job = _job(locals())
     with _in_one_line(RuntimeError, ArithmeticError):
         if ":" in method or "," in method: _stop(f"--method {method}: one method without a share is expected", 2)
-        _prune(job, method, dict(pruning_ratio=0.0), more, False, None, preset)
+        _prune(job, method, dict(pruning_ratio=0.0), _of_pruners(seed, clusters), False, None, preset)
 
 # %% ../nbs/cli.ipynb #db7fd079
 @app.command()
@@ -521,8 +560,7 @@ def embed(
     overwrite:bool = _overwrite, as_json:bool = _json, quiet:bool = _quiet,
 ):
     "Write the features of all images; what the feature store has is not computed again."
-    job = _Job(path, [], None, backbone, image_size, weights, device, dict(splits=splits, labels=labels), stale,
-               overwrite, False, as_json, quiet)
+    job = _job(locals())
     with _in_one_line():
         from diffprune.pruning.exports import Destination
         if output.suffix not in (".npy", ".parquet"): _stop(f"output {output}: features are written as .npy or .parquet", 2)
@@ -559,8 +597,7 @@ def balance(
     overwrite:bool = _overwrite, as_json:bool = _json, quiet:bool = _quiet,
 ):
     "Weights with which images are drawn so that all groups come up alike, without dropping any."
-    job = _Job(path, [output], features, backbone, image_size, weights, device, dict(splits=splits, labels=labels), stale,
-               overwrite, False, as_json, quiet)
+    job = _job(locals(), outputs=[output])
     with _in_one_line(): _balance(job, by, strength, dict(n_clusters=clusters, random_state=seed))
 
 def _balance(job, by, strength, options):
@@ -600,8 +637,7 @@ def suggest_for(
     as_json:bool = _json, quiet:bool = _quiet,
 ):
     "Measure redundancy and skew of a set, and suggest a method and a ratio from what was measured on others; prune nothing."
-    job = _Job(path, [], features, backbone, image_size, weights, device, dict(splits=splits, labels=labels), stale,
-               as_json=as_json, quiet=quiet)
+    job = _job(locals())
     with _in_one_line(): _suggest(job, pruning_ratio, max_loss, seed)
 
 def _suggest(job, pruning_ratio, max_loss, seed):
@@ -790,8 +826,7 @@ def report(
     overwrite:bool = _overwrite, as_json:bool = _json, quiet:bool = _quiet,
 ):
     "Write a page about a choice: a map, filters, contact sheets, duplicates, shares and warnings, in one HTML file without a network."
-    job = _Job(path, [], None, backbone, image_size, weights, device, dict(splits=splits, labels=labels), stale,
-               overwrite, False, as_json, quiet)
+    job = _job(locals())
     with _in_one_line(): _report(job, choice, output, layout, title)
 
 def _report(job, choice, output, layout, title):
