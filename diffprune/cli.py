@@ -270,6 +270,7 @@ def check(self:_Job,
 @patch
 def read(self:_Job,
     backbones=(),  # whose features are wanted
+    reported=True,  # whether all that is known of the set is said
 ):
     "A catalogue with the features of the first backbone, and a function that gives those of any."
     from diffprune.features.inputs import open_input, read_features
@@ -289,7 +290,7 @@ def read(self:_Job,
         raise ValueError(f"none of {len(found.left_out)} images could be read; {path}: {reason}")
     self.said |= dict(images=len(found), left_out=len(found.left_out), decoded=sum(c.n_decoded for c in all_),
                       embedded=sum(c.n_embedded for c in all_))
-    if found.report: self.say(found.report)
+    if found.report and reported: self.say(found.report)
     return found, lambda backbone: catalogues[backbone].features
 
 # %% ../nbs/cli.ipynb #5a8b06ff
@@ -885,8 +886,9 @@ def _evaluate(job, paths, output, how):
     found = {}
     for name, one in jobs.items():
         one.image_size = size
-        job.say(f"{name}:")
-        found[name] = one.read(backbones)[0]
+        found[name] = one.read(backbones, reported=False)[0]
+        left_out = f"; {n:,} that cannot be read left out" if (n := len(found[name].left_out)) else ""
+        job.say(f"{name}, {_part_read(found[name])}{left_out}")
         job.said[name] = one.said
     if "heldout" not in found and (held := _validation_part(jobs["reference"], found["reference"], backbones[0])) is not None: found["heldout"] = held
     device = "cuda" if (jobs["generated"].device or "cpu").startswith("cuda") else "cpu"
