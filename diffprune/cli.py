@@ -750,7 +750,8 @@ def _train(job, output, kept, preset, changes, conditional, seed):
     if job.dry_run: return job.finish("nothing was trained")
     found = _readable(job, listed, job.read()[0])
     pipeline = pipeline(found)
-    with _quietly(): config = train_model(pipeline, seed, pipeline.context(Store(), device, not job.quiet), output.expanduser(), preset, changes, source)
+    context = pipeline.context(Store(), device, not job.quiet)
+    with _quietly(): config = train_model(pipeline, seed, context, output.expanduser(), preset, changes, source)
     job.finish(f"trained on {len(found):,} images, {len(found.left_out):,} left out", trained_on=len(found), classes=config["classes"])
 
 def _uses_cuda(job): return (job.device or "").startswith("cuda")
@@ -775,7 +776,8 @@ def _kept_of(job, kept):
     if not alone: return table
     from diffprune.study.own_models import shards_of
     stays = table[table["kept"]]
-    if (bare := (stays["path"] == "").sum()): raise ValueError(f"{job.path} has no path for {bare:,} images; name the set that was pruned, and the table with --kept")
+    if bare := (stays["path"] == "").sum():
+        raise ValueError(f"{job.path} has no path for {bare:,} images; name the set that was pruned, and the table with --kept")
     shards = shards_of(stays["path"])
     job.path = shards
     if shards is None: job.files, job.classes = stays[["path", "label"]], sorted(set(table["label"]) - {""})
@@ -801,8 +803,11 @@ def _readable(job, listed, found):
     from diffprune.study.own_images import part_of
     lost = found.left_out[found.left_out["path"].isin(listed.records.paths)]
     part = part_of(found, np.flatnonzero(np.isin(found.paths, listed.paths)))
-    if found.report: job.say(f"training on {_part_read(found)}, of which {len(part):,} were kept" if len(found) > len(part) else f"training on {_part_read(found)}")
-    if len(lost): job.say(f"{n_of(len(lost), 'image')} cannot be read and {'is' if len(lost) == 1 else 'are'} left out, such as {lost.path.iloc[0]}: {lost.reason.iloc[0]}")
+    kept = f", of which {len(part):,} were kept" if len(found) > len(part) else ""
+    if found.report: job.say(f"training on {_part_read(found)}{kept}")
+    if len(lost):
+        first, verb = lost.iloc[0], "is" if len(lost) == 1 else "are"
+        job.say(f"{n_of(len(lost), 'image')} cannot be read and {verb} left out, such as {first['path']}: {first['reason']}")
     if not len(part): raise ValueError("none of the images can be read")
     return replace(part, left_out=lost)
 
@@ -816,7 +821,8 @@ def sample(
                                    "proportions of the training images."),
     cfg_scale:float | None = typer.Option(None, help="Guidance towards the class; 1 is none."),
     steps:int | None = typer.Option(None, min=1, help="Steps of the solver; as the preset has it by default."),
-    seed:int | None = typer.Option(None, min=0, help="Seed of the noise; 0 by default. Image i depends on i, its class and the seed alone."),
+    seed:int | None = typer.Option(None, min=0, help="Seed of the noise; as the preset has it by default, which is 0. Image i depends on i, "
+                                   "its class and the seed alone."),
     batch_size:int | None = typer.Option(None, min=1, help="Images at a time; as the preset has it by default."),
     array:bool = typer.Option(False, "--npy", help="Write images.npy (n, 3, H, W) and labels.npy into the folder, too."),
     device:str | None = _model_device, overwrite:bool = _overwrite,
@@ -876,7 +882,8 @@ def _evaluate(job, paths, output, how):
     with _usage():
         check_comparison(**{k: v for k, v in how.items() if k != "random_state"})
         backbones = _backbones([], True, job.backbone)
-        if output is not None and output.suffix.lower() not in (".csv", ".json"): raise ValueError(f"output {output}: .csv or .json is expected")
+        if output is not None and output.suffix.lower() not in (".csv", ".json"):
+            raise ValueError(f"output {output}: .csv or .json is expected")
     if output is not None:
         from diffprune.pruning.exports import Destination
         job.outputs = [Destination(output.suffix.lower()[1:], output.expanduser())]
@@ -890,11 +897,15 @@ def _evaluate(job, paths, output, how):
         left_out = f"; {n:,} that cannot be read left out" if (n := len(found[name].left_out)) else ""
         job.say(f"{name}, {_part_read(found[name])}{left_out}")
         job.said[name] = one.said
-    if "heldout" not in found and (held := _validation_part(jobs["reference"], found["reference"], backbones[0])) is not None: found["heldout"] = held
+    held = None if "heldout" in found else _validation_part(jobs["reference"], found["reference"], backbones[0])
+    if held is not None: found["heldout"] = held
     device = "cuda" if (jobs["generated"].device or "cpu").startswith("cuda") else "cpu"
     X = {name: f.features for name, f in found.items()}
-    with _quietly(): result = compare_sets(**X, backbone=backbones[0], device=device, progress=not job.quiet, **how)
-    _say_comparison(job, result, size)
+    with _quietly(), warnings.catch_warnings(record=True) as remarks:
+        warnings.simplefilter("always", UserWarning)
+        result = compare_sets(**X, backbone=backbones[0], device=device, progress=not job.quiet, **how)
+    notes = [*result.notes, *(str(w.message) for w in remarks if issubclass(w.category, UserWarning))]
+    _say_comparison(job, replace(result, notes=list(dict.fromkeys(notes))), size)
 
 def _size_of(job):
     "The size of generated images."
@@ -920,7 +931,8 @@ def _say_comparison(job, result, size):
     plain = lambda v: None if isinstance(v, float) and v != v else v
     rows = [{k: plain(v) for k, v in row.items()} for row in result.table().to_dict("records")]
     facts = dict(backbone=result.backbone, image_size=size, n_generated=result.n_generated, n_reference=result.n_reference,
-                 n_heldout=result.n_heldout, n_leaked=result.copying.get("n_leaked", 0), metrics={r.pop("metric"): r for r in rows}, notes=result.notes)
+                 n_heldout=result.n_heldout, n_leaked=result.copying.get("n_leaked", 0), notes=result.notes,
+                 metrics={r.pop("metric"): r for r in rows})
     if job.outputs and not job.dry_run:
         from diffprune.core.store import save_json, temporary_path
         if job.outputs[0].form == "json": save_json(job.outputs[0].path, facts)

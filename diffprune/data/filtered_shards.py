@@ -11,7 +11,7 @@ import tarfile
 from contextlib import suppress
 from typing import NamedTuple
 
-from .shards import _DAMAGE, TAR_ENDINGS, _unpacked, choose_image, group_members, list_tar
+from .shards import _DAMAGE, TAR_ENDINGS, _unpacked, group_members, list_tar
 
 # %% ../../nbs/data/13_filtered_shards.ipynb #d903465a
 class KeptMember(NamedTuple):
@@ -39,7 +39,8 @@ def kept_members(
         for m in (*sample.fields.values(), *(m for _, m in sample.repeats)):
             kept[number[id(m)]] = KeptMember(number[id(m)], new + m.name[len(sample.key):], new, -1 if m.problem else m.offset)
         previous = sample.key
-    if lost := sorted(wanted - found): raise ValueError(f"{path}: {lost[0]!r} is the image of no sample; was the shard changed, or read otherwise?")
+    if lost := sorted(wanted - found):
+        raise ValueError(f"{path}: {lost[0]!r} is the image of no sample; was the shard changed, or read otherwise?")
     return [kept[i] for i in sorted(kept)]
 
 # %% ../../nbs/data/13_filtered_shards.ipynb #3a815b6f

@@ -52,7 +52,7 @@ def choice_table(
 @dataclass(frozen=True)
 class Destination:
     "Where a choice goes, and in which form."
-    form:str  # "txt", "csv", "parquet", "jsonl", "tar", or "copy", "link", "hf", "shards" and "folder" (of another command), which are folders
+    form:str  # "txt", "csv", "parquet", "jsonl", "tar"; "copy", "link", "hf", "shards", and "folder" for whatever else is one
     path:Path  # a file or a folder
 
     @property
@@ -79,7 +79,8 @@ def parse_destination(
     scheme, colon, rest = str(text).partition(":")
     if colon and scheme in _SCHEMES and rest: return Destination(_SCHEMES[scheme], Path(rest).expanduser())
     form = "tar" if str(text).lower().endswith(TAR_ENDINGS) else Path(text).suffix.lower().removeprefix(".")
-    if form == "tar" and re.search(r"\{.*\}", Path(text).name): raise ValueError(f"output {text}: it is one file; tar:DIR writes several shards")
+    if form == "tar" and re.search(r"\{.*\}", Path(text).name):
+        raise ValueError(f"output {text}: it is one file; tar:DIR writes several shards")
     if f".{form}" in _FORMS: return Destination(form, Path(text).expanduser())
     if is_stream(path := Path(text).expanduser()): return Destination("csv", path)
     if text and path.is_dir(): raise IsADirectoryError(f"{text} is a folder; name the file to write, or copy:{text}")
@@ -226,7 +227,8 @@ def _fill_tars(
         _add(tar, new, data)
         if found.labels[i] >= 0: _add(tar, new.rpartition(".")[0] + ".cls", str(int(found.labels[i])).encode())
         taken, size = taken + 1, size + len(data)
-    return [f"{n_of(len(others), 'name')} in the tar differ, so that each image is a sample of its own: {several(others)}"] if others else []
+    if not others: return []
+    return [f"{n_of(len(others), 'name')} in the tar differ, so that each image is a sample of its own: {several(others)}"]
 
 
 # %% ../../nbs/pruning/14_exports.ipynb #shards2

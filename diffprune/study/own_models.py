@@ -123,8 +123,8 @@ def model_cost(
     "What a model of the images takes, as far as it is not in the store. Makes no artifact."
     p, n, size = pipeline.preset, len(pipeline.found), pipeline.config.image_size
     classes = f" in {n_of(len(pipeline.found.classes), 'class', 'classes')}" if p.conditional else ""
-    text = (f"{p.dit} on {n_of(n, 'image')} of {size}×{size}{classes}: {n_of(p.train.steps, 'step')} of {p.train.batch_size} images, after "
-            f"{p.vqvae_train.steps:,} of {p.vqvae_train.batch_size} for the autoencoder")
+    text = (f"{p.dit} on {n_of(n, 'image')} of {size}×{size}{classes}: {n_of(p.train.steps, 'step')} of {p.train.batch_size} images, "
+            f"after {p.vqvae_train.steps:,} of {p.vqvae_train.batch_size} for the autoencoder")
     return ModelCost(text, n, p.train.steps, preset, device, *missing_cost(pipeline, [_model(pipeline, seed)], store, device, seconds))
 
 def _model(pipeline, seed): return pipeline.model(Run("unpruned", 0.0, seed))
@@ -180,7 +180,8 @@ def model_config(
     if not isinstance(config, dict) or config.get("format") != _FORMAT:
         raise ValueError(f"{path} is not of a model that this version of `diffprune train` wrote")
     for name in ("model", "vqvae"):
-        if not path.with_name(f"{name}.safetensors").is_file(): raise FileNotFoundError(f"{folder} is incomplete: there is no {name}.safetensors")
+        weights = path.with_name(f"{name}.safetensors")
+        if not weights.is_file(): raise FileNotFoundError(f"{folder} is incomplete: there is no {weights.name}")
     return config
 
 @dataclass(frozen=True)
@@ -199,8 +200,9 @@ def read_model(
     config, folder = model_config(folder), Path(folder).expanduser()
     dit, vqvae = dit_model(**config["dit"]), VQVAE(from_settings(VQVAEConfig, config["vqvae"]))
     for net, name in ((dit, "model"), (vqvae, "vqvae")):
-        try: net.load_state_dict(load_file(folder/f"{name}.safetensors"))
-        except Exception as e: raise ValueError(f"{folder/name}.safetensors does not fit its config.json: {str(e).splitlines()[0]}") from None
+        weights = folder/f"{name}.safetensors"
+        try: net.load_state_dict(load_file(weights))
+        except Exception as e: raise ValueError(f"{weights} does not fit its config.json: {str(e).splitlines()[0]}") from None
     return TrainedModel(dit.to(device).eval(), vqvae.to(device).eval(), from_settings(LatentNorm, config["norm"]), config)
 
 # %% ../../nbs/study/11_own_models.ipynb #13e58876
@@ -210,12 +212,13 @@ def check_sampling(
     cfg_scale:float=1.0,  # guidance
 ) -> list[int]:  # numbers of the classes
     "Raises a ValueError for classes that the model does not know, or for guidance that it cannot give."
-    if not np.isfinite(cfg_scale) or cfg_scale < 0: raise ValueError(f"cfg_scale={cfg_scale}; a number from 0 is expected, 1 for no guidance")
+    guided = f"cfg_scale={cfg_scale}"
+    if not np.isfinite(cfg_scale) or cfg_scale < 0: raise ValueError(f"{guided}; a number from 0 is expected, 1 for no guidance")
     if not config["conditional"]:
         if labels: raise ValueError(f"class {labels[0]!r}: the model was trained without classes")
-        if cfg_scale != 1: raise ValueError(f"cfg_scale={cfg_scale}: the model was trained without classes, so there is nothing to be guided by")
+        if cfg_scale != 1: raise ValueError(f"{guided}: the model was trained without classes, so there is nothing to be guided by")
         return []
-    if cfg_scale != 1 and not config["class_dropout_prob"]: raise ValueError(f"cfg_scale={cfg_scale}: the model never saw images without their class")
+    if cfg_scale != 1 and not config["class_dropout_prob"]: raise ValueError(f"{guided}: the model never saw images without their class")
     names, counts = config["classes"], config["class_counts"]
     known = dict({str(i): i for i in range(len(names))}, **{n: i for i, n in enumerate(names)})  # a name goes before a number
     for name in labels:
@@ -243,13 +246,13 @@ def sampled_batches(
     progress:bool=True,  # show a bar
 ):  # yields images (b, 3, H, W) uint8
     "Draw images, one batch after another."
-    how = how or from_settings(SampleConfig, trained.config["sample"])
+    how, shape = how or from_settings(SampleConfig, trained.config["sample"]), tuple(trained.config["latent_shape"])
     solver = dict(method=how.method, n_steps=how.n_steps, cfg_scale=how.cfg_scale, channels=how.cfg_channels)
     for i in tqdm(range(0, n, how.batch_size), disable=not progress, desc="sampling", unit="batch"):
         ids = range(n)[i:i + how.batch_size]
         y = None if labels is None else torch.from_numpy(labels[i:i + how.batch_size])
-        latents = sample_latents(trained.dit, ids, tuple(trained.config["latent_shape"]), how.noise_seed, y, how.batch_size, device, False, **solver)
-        yield decode_latents(trained.vqvae, trained.norm.denormalize(latents), device=device, progress=False)
+        latents = sample_latents(trained.dit, ids, shape, how.noise_seed, y, how.batch_size, device, False, **solver)
+        yield decode_latents(trained.vqvae, trained.norm.denormalize(latents).numpy(), device=device, progress=False)
 
 # %% ../../nbs/study/11_own_models.ipynb #a3d6e090
 def draw_samples(
@@ -269,7 +272,7 @@ def draw_samples(
     label = [""] * n if labels is None else [config["classes"][i] for i in labels]
     digits = max(6, len(str(n - 1)))
     folders = dict(zip(config["classes"], file_names(config["classes"])))
-    names = [f"{folders[c]}/" * bool(c) + f"{i:0{digits}d}.png" for i, c in enumerate(label)]
+    names = [f"{folders.get(c)}/" * bool(c) + f"{i:0{digits}d}.png" for i, c in enumerate(label)]
     with temporary_folder(output) as folder:
         out, i = create_array(folder/"images.npy", np.uint8, (n, 3, size, size)) if array else None, 0
         for place in {(folder/name).parent for name in names}: place.mkdir(parents=True, exist_ok=True)
@@ -281,4 +284,5 @@ def draw_samples(
             out.flush()
             save_array(folder/"labels.npy", np.full(n, -1) if labels is None else labels)
         pd.DataFrame(dict(file=names, label=shown(label))).to_csv(folder/"samples.csv", index=False)
-        save_json(folder/"sample.json", dict(asdict(how), classes=[config["classes"][c] for c in classes], model=source, provenance=provenance()))
+        settings = dict(asdict(how), classes=[config["classes"][c] for c in classes], model=source, provenance=provenance())
+        save_json(folder/"sample.json", settings)
