@@ -821,8 +821,8 @@ def sample(
                                    "proportions of the training images."),
     cfg_scale:float | None = typer.Option(None, help="Guidance towards the class; 1 is none."),
     steps:int | None = typer.Option(None, min=1, help="Steps of the solver; as the preset has it by default."),
-    seed:int | None = typer.Option(None, min=0, help="Seed of the noise; as the preset has it by default, which is 0. Image i depends on i, "
-                                   "its class and the seed alone."),
+    seed:int | None = typer.Option(None, min=0, help="Seed of the noise; the preset's by default. Image i depends on i, its class and "
+                                   "the seed alone."),
     batch_size:int | None = typer.Option(None, min=1, help="Images at a time; as the preset has it by default."),
     array:bool = typer.Option(False, "--npy", help="Write images.npy (n, 3, H, W) and labels.npy into the folder, too."),
     device:str | None = _model_device, overwrite:bool = _overwrite,

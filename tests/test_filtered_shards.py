@@ -36,8 +36,8 @@ def shards(tmp_path):
         with webdataset.TarWriter(str(folder / f"a b-{s:03d}.tar")) as out:
             for i in range(5):
                 k = 5 * s + i
-                out.write({"__key__": f"папка {s}/{k:04d}", "png": png(k), "txt": f"картинка {k}", "cls": k % 3, "json": dict(k=k, wide="é"),
-                           "seg.npy": np.arange(k)})
+                out.write({"__key__": f"папка {s}/{k:04d}", "png": png(k), "txt": f"картинка {k}", "cls": k % 3,
+                           "json": dict(k=k, wide="é"), "seg.npy": np.arange(k)})
     return folder
 
 

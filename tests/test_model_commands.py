@@ -73,8 +73,8 @@ def test_prune_then_train_then_sample_then_evaluate(run, folder, tmp_path):
 
 
 def test_a_set_with_its_table_a_table_alone_and_a_list_train_the_same_model(run, folder, tmp_path):
-    assert run("prune", folder, "-m", "random", "--keep", 8, "-o", tmp_path / "k.csv", "-o", tmp_path / "k.parquet", "-o", tmp_path / "k.jsonl",
-               "-o", tmp_path / "k.txt").exit_code == 0
+    outputs = [w for e in ("csv", "parquet", "jsonl", "txt") for w in ("-o", tmp_path / f"k.{e}")]
+    assert run("prune", folder, "-m", "random", "--keep", 8, *outputs).exit_code == 0
     ways = {"both": (folder, "--kept", tmp_path / "k.csv"), "list": (folder, "--kept", tmp_path / "k.txt"),
             **{e: (tmp_path / f"k.{e}",) for e in ("csv", "parquet", "jsonl")}}
     for name, words in ways.items():
@@ -106,13 +106,15 @@ def test_tars_tables_and_hugging_face(run, folder, tmp_path):
 def test_what_is_left_out_is_told_and_listed(run, folder, tmp_path):
     (folder / "кот" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     done = run("train", folder, "-o", tmp_path / "m", *TINY)
-    assert done.exit_code == 0 and "1 image cannot be read and is left out, such as" in done.stdout and "12 images, 1 left out" in done.stdout
+    assert done.exit_code == 0 and "1 image cannot be read and is left out" in done.stdout and "12 images, 1 left out" in done.stdout
     assert pd.read_csv(tmp_path / "m" / "left_out.csv").path.tolist() == ["кот/broken.png"]
     assert len(pd.read_csv(tmp_path / "m" / "images.csv")) == 12
 
 
-@pytest.mark.parametrize("words", [("train", "{}", "-o", "m", *TINY), ("prune", "{}", "-m", "kcenter_pixels:0.2,el2n", "-r", "0.5", "-o", "k.csv",
-                                                                       "--preset", "smoke", "--dedup", "--image-size", "16")], ids=["train", "prune"])
+@pytest.mark.parametrize("words", [
+    ("train", "{}", "-o", "m", *TINY),
+    ("prune", "{}", "-m", "kcenter_pixels:0.2,el2n", "-r", "0.5", "-o", "k.csv", "--preset", "smoke", "--dedup", "--image-size", "16"),
+], ids=["train", "prune"])
 def test_the_cost_comes_before_any_work(run, folder, tmp_path, monkeypatch, words):
     monkeypatch.chdir(tmp_path)
     order = []
@@ -142,8 +144,8 @@ def test_a_dry_run_says_the_cost_and_a_finished_training_costs_nothing(run, fold
 
 
 def test_a_killed_training_goes_on_and_ends_with_the_same_weights(run, folder, tmp_path):
-    words = ["train", str(folder), "-o", "", "--preset", "smoke", "--image-size", "16", "--steps", "60", "--set", "train.checkpoint_every=10",
-             "--set", "vqvae_train.steps=3", "--device", "cpu"]
+    words = ["train", str(folder), "-o", "", "--preset", "smoke", "--image-size", "16", "--steps", "60", "--set",
+             "train.checkpoint_every=10", "--set", "vqvae_train.steps=3", "--device", "cpu"]
     env = dict(os.environ, DIFFPRUNE_STORE=str(tmp_path / "other"))
     for how, status in ((signal.SIGINT, 130), (signal.SIGKILL, -9)):
         words[3] = str(tmp_path / "killed")
@@ -239,7 +241,8 @@ def test_evaluate_writes_a_table_and_finds_the_validation_part(run, sets, tmp_pa
     table = pd.read_csv(tmp_path / "m.csv").set_index("metric")
     assert {"fd", "kid", "precision", "recall", "density", "coverage", "vendi", "replicated", "c_t"} <= set(table.index)
     assert run("evaluate", drawn, tmp_path / "split", "-o", tmp_path / "m.csv").exit_code == 1
-    dry = run("evaluate", drawn, tmp_path / "split", "--backbone", "pixels", "--draws", 3, "-o", tmp_path / "m.json", "--dry-run", "--quiet")
+    silent = ("--dry-run", "--quiet", "-o", tmp_path / "m.json")
+    dry = run("evaluate", drawn, tmp_path / "split", "--backbone", "pixels", "--draws", 3, *silent)
     assert dry.exit_code == 0 and dry.output == "" and not (tmp_path / "m.json").exists()
 
 
@@ -247,7 +250,8 @@ def test_images_of_several_sizes_need_a_size(run, sets, tmp_path):
     drawn, real, _ = sets
     picture(5, 24).save(drawn / "large.png")
     done = run("evaluate", drawn, real, "--backbone", "pixels")
-    assert done.exit_code == 1 and "16×16 to 24×24" in done.stderr and "--image-size" in done.stderr and done.stderr.splitlines()[-1].startswith("diffprune: ")
+    said = done.stderr.splitlines()[-1]
+    assert done.exit_code == 1 and said.startswith("diffprune: ") and "16×16 to 24×24" in said and "--image-size" in said
     assert run("evaluate", drawn, real, "--backbone", "pixels", "--image-size", 16, "--draws", 0).exit_code == 0
 
 
@@ -255,14 +259,17 @@ def test_images_of_several_sizes_need_a_size(run, sets, tmp_path):
     (2, "unknown preset", "train real -o m --preset huge"), (2, "unknown setting", "train real -o m --set train.speed=3"),
     (2, "must be of type", "train real -o m --set train.lr=fast"), (2, "NAME=VALUE", "train real -o m --set train.lr"),
     (2, "set twice", "train real -o m --steps 3 --set train.steps=4"), (2, "multiple of", "train real -o m --image-size 30"),
-    (2, "--steps", "train real -o m --steps 0"), (2, "never written to", "train real -o real/m"), (2, "unknown device", "train real -o m --device tpu"),
+    (2, "--steps", "train real -o m --steps 0"), (2, "never written to", "train real -o real/m"),
+    (2, "unknown device", "train real -o m --device tpu"),
     (1, "lack one", "train real -o m --preset smoke --conditional"), (1, "no folder", "train nowhere -o m"),
-    (1, "keeps no image", "train none.csv -o m"), (1, "keeps no image", "train none.txt -o m"), (1, "columns id and kept", "train odd.csv -o m"),
+    (1, "keeps no image", "train none.csv -o m"), (1, "keeps no image", "train none.txt -o m"),
+    (1, "columns id and kept", "train odd.csv -o m"),
     (2, "too; name the images", "train none.csv -o m --kept none.csv"), (1, "no file", "train real -o m --kept nowhere.csv"),
     (1, "cannot be found", "train gone.txt -o m"), (1, "not in the set", "train real -o m --kept gone.txt --preset smoke"),
     (1, "is a file", "train real -o none.csv --overwrite"), (1, "holds no model", "sample real -n 1 -o s"),
     (1, "holds no model", "sample nowhere -n 1 -o s"), (2, "--number", "sample real -n 0 -o s"),
-    (2, "level", "evaluate drawn real --level 1"), (2, "n_draws", "evaluate drawn real --draws 1"), (2, "alpha", "evaluate drawn real --alpha 0"),
+    (2, "level", "evaluate drawn real --level 1"), (2, "n_draws", "evaluate drawn real --draws 1"),
+    (2, "alpha", "evaluate drawn real --alpha 0"),
     (2, "unknown backbone", "evaluate drawn real --backbone best"), (2, ".csv or .json", "evaluate drawn real -o m"),
     (1, "no folder", "evaluate drawn nowhere"), (1, "no folder", "evaluate drawn real --heldout nowhere"),
     (2, "never written to", "evaluate drawn real --heldout held -o held/m.csv"), (2, "no effect", "evaluate drawn real --overwrite"),
