@@ -78,11 +78,11 @@ def copy_members(
             infos = _headers(tar)
             content = {i.offset_data: i for i in infos if i.isreg()}
             for m in sorted(members):
-                info = infos[m.at].replace(name=posixpath.join(folder, m.name), deep=False)
+                entry = infos[m.at].replace(name=posixpath.join(folder, m.name), deep=False)
                 whole = content[m.offset] if m.offset >= 0 else infos[m.at]
-                if not whole.isreg(): out.addfile(info); continue  # leads nowhere within the shard
-                info.type, info.linkname, info.size, info.sparse = tarfile.REGTYPE, "", whole.size, None
-                info.pax_headers = {k: v for k, v in info.pax_headers.items() if not k.startswith("GNU.sparse") and k not in _OF_NAMES}
-                out.addfile(info, tar.extractfile(whole))
+                if not whole.isreg(): out.addfile(entry); continue  # leads nowhere within the shard
+                entry.type, entry.linkname, entry.size, entry.sparse = tarfile.REGTYPE, "", whole.size, None
+                entry.pax_headers = {k: v for k, v in entry.pax_headers.items() if not k.startswith("GNU.sparse") and k not in _OF_NAMES}
+                out.addfile(entry, tar.extractfile(whole))
     except LookupError: raise OSError(f"{path} holds other members by now; run it again") from None
     except _DAMAGE as e: raise OSError(f"{path} cannot be read any more: {e or type(e).__name__}") from None
