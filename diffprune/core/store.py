@@ -253,7 +253,7 @@ def mark_own(
     if not mark.exists(): mark.parent.mkdir(parents=True, exist_ok=True); mark.touch()
 
 # %% ../../nbs/core/00_store.ipynb #cell-28
-_OWN_FOLDERS = ("damaged", "jobs", "locks", "notebooks", "sources", "studies", "trash", "work")  # of the store; no kind has such a name
+_OWN_FOLDERS = ("compiled", "damaged", "jobs", "locks", "notebooks", "sources", "studies", "trash", "work")  # of the store; no kinds
 
 def _check_kind(
     kind:str,  # of artifacts
@@ -737,14 +737,17 @@ def folder_bytes(
 @patch
 def garbage(self:Store,
     keep=None,  # hashes: artifacts that these do not need are garbage; None keeps all
-    older_than:float|None=None,  # days: only artifacts made before that are garbage; with no `keep`, all of them
-) -> list:  # of (what, path, reason); what: "damaged", "trash", "work" or "artifact"
+    older_than:float|None=None,  # days: only artifacts made before that are garbage; with no `keep`, all of them; compiled code too
+) -> list:  # of (what, path, reason); what: "damaged", "trash", "work", "compiled" or "artifact"
     "What could be deleted, and why. Nothing is changed. Raises `ValueError` for a negative number of days."
     found = [(what, p, reason) for what, reason in (("damaged", "set aside as damaged"), ("trash", "renamed away"))
              for p in sorted((self.root/what).glob("*"))]
     found += [("work", p, "unfinished, and no process is at it") for p in sorted((self.root/"work").glob("*"))]
     if older_than is not None and older_than < 0: raise ValueError(f"older_than is {older_than}; it is a number of days, 0 or more")
     stale, limit = self.superseded(), now() - timedelta(days=older_than or 0)
+    if older_than is not None:
+        old = [p.parent for p in sorted((self.root/"compiled").glob("*/complete.json")) if p.stat().st_mtime <= limit.timestamp()]
+        found += [("compiled", p, f"compiled more than {older_than} days ago") for p in old]
     if keep is None and older_than is None and not stale: return found
     artifacts, needed = self.artifacts(), self.needed(keep or ())
     used = needed | {i["hash"] for a in artifacts if f"{a.kind}/{a.hash}" not in stale for i in a.meta["inputs"].values()}

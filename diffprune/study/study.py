@@ -35,6 +35,7 @@ from ..features.cluster import Clusters
 from ..features.embed import load_backbone, parse_backbone
 from ..metrics.comparisons import fit_seeds, log_margin, seeds_needed, smallest_effect, variance_components
 from ..metrics.evaluate import metric_name, unmeasurable
+from ..models.train import settle_compile
 from ..pruning.registry import make_pruner, parse_method
 from ..pruning.select import n_kept
 from .costs import Machine, count_images, estimate_costs
@@ -85,10 +86,11 @@ class Study:
         _check_root(config, root)
         methods = settings.methods if methods is None else methods
         metrics_backbone = settings.metrics_backbone if metrics_backbone is None else metrics_backbone
-        self.runs = grid(methods, ratios, seeds)
+        self.runs, self.devices = grid(methods, ratios, seeds), study_devices(device)
+        settings = replace(settings, train=settle_compile(settings.train, len(self.runs), self.devices[0]))
         parse_backbone(metrics_backbone)
         self.pipeline = make_pipeline(config, settings, metrics_backbone, weights, stale)
-        self.store, self.devices = store or Store(), study_devices(device)
+        self.store = store or Store()
         self._stages, self._finished, self._looked = None, set(), {}  # of `stages`; hashes that `done` found, and when it looked at others
         self._warned = False
         self.device = self.devices[0]  # of what all runs share
