@@ -17,7 +17,7 @@ FIGURES  = fig1_fid_curves fig2_qualitative fig3_class_samples fig4_cluster_regi
 	fig7_balanced_samples fig8_cluster_maps table1_memorization table2_balance supp_precision_recall supp_vae_gan claims errata
 EXECUTED = .diffprune/notebooks/$(subst :,_,$(subst /,_,$(DATASET)))/$(PRESET)
 
-.PHONY: demo figures check-figures redraw redraw-digits redraw-openmoji redraw-avatars test fuzz lint docs readme lab export clean
+.PHONY: evidence demo figures check-figures redraw redraw-digits redraw-openmoji redraw-avatars test gpu gpu-wheels fuzz lint docs readme lab export clean
 .DEFAULT_GOAL := demo
 
 # An install is repeated only when the requirements change.
@@ -91,6 +91,11 @@ redraw-avatars:
 	$(MAKE) figures DATASET=avatars SEEDS=0,1 ARGS="$(NEAR_FAR) -p ratios 0.75" FIGURES=claims
 	$(MAKE) figures DATASET=avatars SEEDS=0,1 ARGS="-p ratios 0.532" FIGURES="fig7_balanced_samples fig8_cluster_maps table2_balance"
 
+# What `diffprune suggest` knows, from the published figures.
+evidence: $(VENV)/.installed-bundled
+	$(BIN)/python -c "from diffprune.report.suggest import collect_evidence; \
+	collect_evidence('papers_figures').to_csv('diffprune/assets/evidence.csv', index=False)"
+
 test: $(VENV)/.installed-bundled,dev
 	$(BIN)/ruff check .
 	$(BIN)/nbdev_export
@@ -99,6 +104,21 @@ test: $(VENV)/.installed-bundled,dev
 	git diff --exit-code --stat -- nbs || { echo "notebooks are not clean: run nbdev_clean and commit"; exit 1; }
 	$(SCRATCH) OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print
 	$(SCRATCH) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -n 2 --dist loadfile --durations=15
+
+# The drill on one GPU (benchmarks/gpu): is the paper-scale path right, and how fast is it? DRILL="--device cpu --quick" tries every line without one.
+# Without a network: `make gpu-wheels` on another machine, then `make gpu PYTHON=python3 WHEELS=.diffprune/wheels` beside the torch that is there.
+DRILL  ?=
+WHEELS ?=
+FOR    ?= 3.12
+gpu: $(if $(WHEELS),,$(VENV)/.installed-bundled,dev)
+	$(if $(WHEELS),$(PYTHON),$(BIN)/python) benchmarks/gpu/drill.py $(if $(WHEELS),--wheels $(WHEELS)) $(DRILL)
+
+gpu-wheels:
+	rm -rf .diffprune/wheels
+	$(PYTHON) -m pip download --quiet --no-deps --only-binary=:all: --implementation cp --python-version $(FOR) \
+		$(patsubst %,--platform %,manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64) \
+		--dest .diffprune/wheels --requirement benchmarks/gpu/wheels.txt
+	du -sh .diffprune/wheels
 
 # The tests on random inputs, with many more of them than in `make test`.
 FUZZ ?= 4000

@@ -7,6 +7,10 @@ import pytest
 from diffprune.core.store import Store
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "gpu: compares a GPU with the CPU; skipped where there is none, and part of `make gpu`")
+
+
 @pytest.fixture(scope="session")
 def store_root(tmp_path_factory):
     base = tmp_path_factory.getbasetemp()

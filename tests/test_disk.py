@@ -50,7 +50,7 @@ def disk(tmp_path):
 
 
 def one_line(done, *words):
-    no_error = r"^before: seeds: |%\||stage/s\]|Warning|^  "  # what a study says of its seeds, bars, a warning and its line of code
+    no_error = r"^before: seeds: |^looking: |%\||stage/s\]|Warning|^  "  # what is said of seeds, bars, a warning and its line of code
     said = [line for line in done.stderr.splitlines() if line.strip() and not re.search(no_error, line)]
     assert done.returncode == 1 and "Traceback" not in done.stderr and len(said) == 1, done.stderr[-2000:]
     assert said[0].startswith("diffprune: ") and all(w in said[0] for w in words), said
@@ -60,8 +60,9 @@ def one_line(done, *words):
 @pytest.mark.parametrize("how", ["prune", "study", "workers", "output"])
 def test_a_full_or_read_only_disk_is_one_line(disk, pictures, tmp_path, options, words, how):
     place = disk(options)
+    if how in ("prune", "output") and options != "ro":
+        (place / "fill").write_bytes(bytes(os.statvfs(place).f_bavail * os.statvfs(place).f_frsize))
     if how == "output":
-        if options != "ro": (place / "fill").write_bytes(bytes(os.statvfs(place).f_bavail * os.statvfs(place).f_frsize))
         done = command("prune", pictures, *PRUNE, "-o", place / "kept.csv", store=tmp_path / "store")
         assert not list(place.glob("*kept*"))
     elif how == "prune":
@@ -135,8 +136,8 @@ def read_list(text): return [row["kept"] for row in csv.DictReader(text.splitlin
 
 def test_a_list_goes_through_a_symbolic_link(tmp_path, pictures):
     (tmp_path / "link.csv").symlink_to(tmp_path / "target.csv")  # of which nothing is there yet
-    for _ in range(2):
-        done = command("prune", pictures, *PRUNE, "-o", tmp_path / "link.csv", store=tmp_path / "store")
+    for more in ([], ["--overwrite"]):
+        done = command("prune", pictures, *PRUNE, "-o", tmp_path / "link.csv", *more, store=tmp_path / "store")
         assert done.returncode == 0, done.stderr
         assert (tmp_path / "link.csv").is_symlink() and read_list((tmp_path / "target.csv").read_text()).count("True") == 3
     assert sorted(p.name for p in tmp_path.iterdir()) == ["link.csv", "store", "target.csv"]
@@ -146,7 +147,7 @@ def test_a_list_goes_to_the_standard_output_alone(tmp_path, pictures):
     for name in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"):
         done = command("prune", pictures, *PRUNE, "-o", name, store=tmp_path / "store")
         assert done.returncode == 0 and len(read_list(done.stdout)) == 6 and "kept 3 of 6" in done.stderr
-        assert done.stdout.startswith("id,path,label,score,kept\n") and done.stdout.count("\n") == 7
+        assert done.stdout.startswith("id,path,label,cluster,score,rank,kept,reason,duplicate_of\n") and done.stdout.count("\n") == 7
     with (tmp_path / "file.csv").open("w") as f:
         f.write("before\n"); f.flush()
         env = dict(os.environ, DIFFPRUNE_STORE=str(tmp_path / "store"))

@@ -48,7 +48,8 @@ def check(m, losses, n, rtol, atol_dot=1e-9):
     torch.testing.assert_close(found.norm, torch.cat([v.flatten(1) for v in full.values()], 1).norm(dim=1), rtol=rtol, atol=0)
     assert {k.rsplit(".", 1)[0] for k in full} == set(found.layer_sq_norms)
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])]
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype, rtol", [(torch.float64, 1e-9), (torch.float32, 1e-4)])

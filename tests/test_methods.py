@@ -4,6 +4,7 @@ import sys
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -102,15 +103,15 @@ def test_a_folder_is_pruned(toys, tmp_path, monkeypatch):
     folder.mkdir()
     for level in range(0, 250, 25): Image.new("RGB", (20, 20), (level, level, level)).save(folder / f"{level:03d}.png")
     output = tmp_path / "kept.csv"
-    options = ["-r", "0.7", "--image-size", "16", "-o", str(output)]
+    options = ["-r", "0.7", "--image-size", "16", "-o", str(output), "--overwrite"]
     prune = lambda method: CliRunner().invoke(app, ["prune", str(folder), "-m", method, *options])
     for method, kept in (("darkest_pixels", [0, 25, 50]), ("darkest_pixels_inv", [175, 200, 225])):
         done = prune(method)
         assert done.exit_code == 0 and "kept 3 of 10" in done.output, done.output
-        rows = [line.split(",") for line in output.read_text().splitlines()[1:]]
-        assert [int(r[0].split(".")[0]) for r in rows if r[-1] == "True"] == kept
+        rows = pd.read_csv(output)
+        assert [int(i.split(".")[0]) for i in rows[rows.kept].id] == kept
     said = prune("early")
-    assert said.exit_code == 1 and "needs a trained proxy" in said.output
+    assert said.exit_code == 2 and "needs a trained proxy" in said.output
 
 
 def test_a_study_with_workers_and_its_figure(toys, store, started, capsys):

@@ -23,12 +23,33 @@ STUDY = {
     "metrics_backbone": ["vgg", "", "pixels:999", "lite0:x"], "root": ["/nowhere"], "workers": ["0", "-2", "two", "1.5"],
     "device": ["tpu", "", "meta", "cuda:99", "cpu,"], "stale": ["often", ""],
 }
+READING = {
+    "path": ["FOLDER/nowhere", "FOLDER/a.png", "FOLDER/x-{0..3}.tar", "no-such-set"], "image_size": ["0", "-8", "x"],
+    "backbone": ["best", ""], "weights": ["FOLDER/nowhere.pt"], "device": ["tpu", "", "meta", "cuda:99", "cpu,cpu"],
+    "splits": ["some", ""], "labels": ["some", ""], "stale": ["often", "", "use"],
+    "overwrite": NO_VALUE, "as_json": NO_VALUE, "quiet": NO_VALUE}
+OUTPUTS = ["FOLDER", "FOLDER/a.png/x.csv", "FOLDER/x.csv", "copy:FOLDER", "copy:", "FOLDER/../kept", "FOLDER/../images/../there.csv", ""]
+FEATURES = ["FOLDER/nowhere.npy", "FOLDER/a.png"]
 WRONG = {  # command -> parameter -> values that cannot work, as they are typed
     "prune": {
-        "folder": ["FOLDER/nowhere", "FOLDER/a.png"], "pruning_ratio": ["1.5", "-0.1", "1", "nan", "half"],
-        "output": ["FOLDER", "FOLDER/a.png/x.csv"], "method": ["best", "el2n", "cluster_vgg", ""], "clusters": ["0", "-1", "x"],
-        "seed": ["-1", "x", "0.5"], "image_size": ["0", "-8", "x"], "weights": ["FOLDER/nowhere.pt"],
-        "device": ["tpu", "", "meta", "cuda:99", "cpu,cpu"], "splits": ["some", ""], "labels": ["some", ""], "stale": ["often", ""]},
+        **READING, "pruning_ratio": ["1.5", "-0.1", "1", "nan", "half"], "keep": ["0", "-3", "x", "2"],
+        "min_distance": ["-1", "2", "nan", "x", "0.1"], "outputs": OUTPUTS, "features": FEATURES,
+        "method": ["best", "el2n", "cluster_vgg", "", "semdedup,cluster", "cluster:2", "random:0.1,cluster:0.5", "cluster_near_far"],
+        "clusters": ["0", "-1", "x"], "seed": ["-1", "x", "0.5"], "dedup": NO_VALUE, "keep_rule": ["newest", "", "first"],
+        "dry_run": NO_VALUE},
+    "dedup": {
+        **READING, "outputs": OUTPUTS, "keep_rule": ["newest", ""], "by": ["name", ""], "max_distance": ["-0.1", "1", "nan", "x"],
+        "max_bits": ["-1", "32", "x"], "dry_run": NO_VALUE},
+    "score": {
+        **READING, "outputs": OUTPUTS, "features": FEATURES, "method": ["best", "el2n", "cluster:0.5", "random,cluster", ""],
+        "clusters": ["0", "x"], "seed": ["-1", "x"], "dry_run": NO_VALUE},
+    "embed": {**READING, "output": [*OUTPUTS, "FOLDER/../x.csv", "FOLDER/x.npy", "FOLDER/a.png/x.npy"]},
+    "balance": {
+        **READING, "output": [*OUTPUTS, "FOLDER/../kept.txt", "copy:FOLDER/../out"], "features": FEATURES, "by": ["size", ""],
+        "strength": ["-0.1", "1.5", "nan", "x"], "clusters": ["0", "x"], "seed": ["-1", "x"]},
+    "suggest": {
+        **{k: v for k, v in READING.items() if k != "overwrite"}, "features": FEATURES, "pruning_ratio": ["1", "-0.1", "nan", "x"],
+        "max_loss": ["-0.1", "nan", "inf", "x"], "seed": ["-1", "x"]},
     "methods": {}, "datasets": {},
     "plan": {**STUDY, "estimate": NO_VALUE},
     "study": {
@@ -63,6 +84,7 @@ def place(tmp_path_factory):
     base = tmp_path_factory.mktemp("refusal")
     (base / "images").mkdir()
     for i in range(4): Image.fromarray(np.full((8, 8, 3), 50 * i, np.uint8)).save(base / f"images/{'abcd'[i]}.png")
+    (base / "there.csv").touch()
     Store(base / "store").build("toy", dict(n=1), make=lambda folder: save_array(folder / "a.npy", [1]))
     return base
 
@@ -73,7 +95,10 @@ def files(folder): return {p: (p.stat().st_size, p.stat().st_mtime_ns) for p in 
 def typed(command, name, value, place):
     "The words of a call that is right but for one value."
     fill = lambda text: text.replace("FOLDER", str(place / "images"))
-    given = dict(prune=dict(folder="FOLDER", pruning_ratio="0.5", output="FOLDER/../kept.csv", method="cluster_pixels")).get(command, {})
+    prune, single = dict(path="FOLDER", outputs="FOLDER/../kept.csv"), dict(path="FOLDER", output="FOLDER/../kept.csv")
+    given = dict(prune=dict(prune, pruning_ratio="0.5"), dedup=prune, score=prune, balance=single,
+                 embed=dict(path="FOLDER", output="FOLDER/../kept.npy"),
+                 suggest=dict(path="FOLDER")).get(command, {})
     if command == "study": given = dict(preset="smoke", methods="random", ratios="0.5", device="cpu")
     words = command.split()
     for n, v in {**given, name: value}.items():
@@ -95,7 +120,7 @@ def test_a_wrong_value_is_told_in_one_line_and_nothing_is_made(command, name, va
     assert files(place) == before
 
 
-@pytest.mark.parametrize("words, says", [(["study", "--bogus", "1"], "--bogus"), (["bogus"], "bogus"), (["prune"], "Missing"),
+@pytest.mark.parametrize("words, says", [(["study", "--bogus", "1"], "--bogus"), (["bogus"], "bogus"), (["prune"], "either a path or"),
                                          (["store", "gc", "--keep"], "--keep")])
 def test_wrong_use_is_told_in_one_line(words, says):
     done = CliRunner().invoke(app, words)

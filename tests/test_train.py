@@ -80,6 +80,16 @@ def test_fp16_without_a_gpu_is_refused():
         Trainer(torch.nn.Linear(1, 1), None, dict(x=torch.zeros(2, 1)), TrainConfig(precision="fp16"), device="cpu")
 
 
+def test_a_process_that_trained_on_the_cpu_may_train_elsewhere_next():
+    "Accelerate alone stays on the device of the first training of a process, or refuses the CPU after a GPU."
+    from accelerate.state import PartialState
+    seen = []
+    for device, precision in (("cpu", "no"), (None, "no"), ("cpu", "bf16"), (None, "bf16")):
+        Trainer(torch.nn.Linear(1, 1), None, dict(x=torch.zeros(2, 1)), TrainConfig(precision=precision), device=device)
+        seen.append(PartialState()._cpu)
+    assert seen == [True, False, True, False]
+
+
 def test_vqvae_resumes_exactly(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (32, 3, 8, 8), dtype=np.uint8)
     loss = lambda m, b, d: vqvae_loss(m, dict(image=b["image"].float() / 127.5 - 1), d)

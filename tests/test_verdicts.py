@@ -1,5 +1,6 @@
 """Verdicts: every word can come out, and only on evidence."""
 from importlib import resources
+from importlib.util import module_from_spec, spec_from_file_location
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ from diffprune.report.verdicts import (
     better_than_random,
     claim_methods,
     claims_table,
+    findings,
     forest,
     judge,
     paper_claims,
@@ -125,15 +127,56 @@ def test_a_null_study_decides_something_in_at_most_five_percent():
     assert np.mean([decided() for _ in range(n)]) < 0.05 + 2.5*np.sqrt(0.05*0.95/n)
 
 
-def test_null_claims_decide_something_in_at_most_five_percent():
-    rng, methods = np.random.default_rng(4), ["el2n", "el2n_inv", "grand", "grand_inv", "cluster_lite0", "random"]
-    directional = [c for c in paper_claims(True) if c.number in (2, 3, 4)]
-    def decided():
-        values = {(m, "fd"): 10.0 for m in methods}
-        table = evidence(values).assign(value=lambda t: np.exp(0.1*rng.standard_normal(len(t))))
-        return bool({HOLDS, FAILS} & set(claims_table(table, directional, "toy").verdict))
-    n = 100
-    assert np.mean([decided() for _ in range(n)]) < 0.05 + 2.5*np.sqrt(0.05*0.95/n)
+@pytest.fixture(scope="module")
+def simulated():
+    spec = spec_from_file_location("simulated_claims", ROOT / "benchmarks/verdicts/claims.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("setting", [("conditional", "digits", 3, "null"), ("unconditional", "equal", 2, "+20%"),
+                                     ("conditional", "noisy random", 5, "border")], ids=str)
+def test_simulated_studies_are_judged_as_the_table_of_claims_does(setting, simulated):
+    claims, evidence, _ = simulated.drawn(*setting, 2)
+    assert (simulated.decisions(evidence, claims) == simulated.by_the_table(evidence, claims, 2)).all()
+
+
+@pytest.mark.parametrize("model", ["conditional", "unconditional"])
+@pytest.mark.parametrize("noise", ["equal", "digits", "noisy random", "noisy grand"])
+def test_at_most_five_percent_of_studies_decide_a_claim_wrongly(model, noise, simulated):
+    studies = 2000
+    for n in (2, 3, 5):
+        for world in ("null", "border"):
+            claims, evidence, true = simulated.drawn(model, noise, n, world, studies)
+            found = simulated.decisions(evidence, claims)
+            assert ((found != "") & (found != true)).any(1).mean() < 0.05 + 2.5*np.sqrt(0.05*0.95/studies), (n, world)
+
+
+def test_what_the_simulated_worlds_say_is_true(simulated):
+    def words(world, conditional):
+        return dict(enumerate(simulated.words_of_truth(simulated.truth(world, conditional), paper_claims(conditional)), 1))
+    assert {k: v for k, v in words("null", True).items() if v} == {1: HOLDS, 5: FAILS, 6: HOLDS, 9: FAILS}
+    assert {k: v for k, v in words("null", False).items() if v} == {1: HOLDS, 4: HOLDS, 5: FAILS, 9: FAILS}
+    assert not any(words("border", c)[k] for c in (True, False) for k in range(1, 10))
+    assert set(words("+5%", True).values()) == {HOLDS} and words("+20%", True)[1] == words("+20%", True)[6] == FAILS
+
+
+def test_a_row_without_noise_lends_none_to_others():
+    rng = np.random.default_rng(0)
+    row = lambda m, r, s, v: dict(method=m, pruning_ratio=r, seed=s, metric="fd_rise", value=v)
+    rows = [row(m, r, s, np.exp(0.1*rng.normal())) for m in ("random", "vae", "gan") for r in (0.25, 0.5) for s in SEEDS]
+    part, unit = paper_claims(True)[7].parts[0], [row("unpruned", 0.0, s, 1.0) for s in SEEDS]
+    assert findings(pd.DataFrame(rows + unit), part) == findings(pd.DataFrame(rows), part)
+
+
+def test_a_seed_that_lacks_a_ratio_is_not_averaged_over_the_others():
+    table = evidence({("grand", "fd"): 12.0, ("grand_inv", "fd"): 10.0})
+    table.loc[(table.seed == 2) & (table.pruning_ratio == 0.9) & (table.method == "grand"), "value"] = np.nan
+    part = paper_claims(True)[2].parts[0]
+    assert [f.n for f in findings(table, part)] == [2]
+    assert findings(table.assign(value=np.nan), part) == []
+    assert claims_table(table.assign(value=np.nan), paper_claims(True)[2:3], "toy").verdict.item() == MISSING
 
 
 @settings(max_examples=100, deadline=None)

@@ -1,6 +1,6 @@
 """How often verdicts err where nothing differs, and what they see where something does: simulated studies.
 
-    python benchmarks/verdicts/run.py null power claims     # some minutes; writes results/*.csv
+    python benchmarks/verdicts/run.py null power            # some minutes; writes results/*.csv
     python benchmarks/verdicts/run.py report                # the tables of README.md
     python benchmarks/verdicts/run.py pilot                 # diffprune/assets/pilot_noise.csv from the committed results
 """
@@ -13,14 +13,14 @@ from scipy.stats import t as student
 
 from diffprune.core.store import provenance
 from diffprune.metrics.comparisons import compare, log_margin, max_t_quantile, power
-from diffprune.report.verdicts import FAILS, HOLDS, better_than_random, claims_table, paper_claims
+from diffprune.report.verdicts import better_than_random
 from diffprune.study.study import _noise_of
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).resolve().parents[2]
 METHODS, RATIOS = ["random", *(f"m{i}" for i in range(1, 12))], (0.25, 0.5, 0.75, 0.9)
 BY_RATIO = np.array([0.05, 0.09, 0.12, 0.20])  # noise of log FD on the digits, by ratio
 UNEQUAL = np.array([.13, .06, .07, .06, .03, .12, .48, .07, .10, .31, .26, .08])/0.2  # by method, at a ratio of 0.9
-STUDIES, TABLES = 10_000, 400  # simulated studies; tables of claims
+STUDIES = 10_000  # simulated studies
 COMMIT = provenance()["commit"]  # when it started
 
 
@@ -97,22 +97,6 @@ def seen():
     return pd.DataFrame(rows)
 
 
-def claims():
-    "Tables of the claims that compare pruning methods with each other (2 to 4) in studies in which no method differs."
-    rows, names = [], ["random", "monotonicity", "monotonicity_inv", "el2n", "el2n_inv", "grand", "grand_inv", "moso", "moso_inv",
-                       "cluster_lite0", "cluster_lite0_mid", "cluster_lite0_inv"]
-    asked = [c for c in paper_claims(True) if c.number in (2, 3, 4)]  # the fifth says "by more than half": not to hold is right there
-    for n in (2, 3, 8):
-        for noise, scale in (("equal", np.ones(12)), ("unequal", UNEQUAL)):
-            rng, wrong = np.random.default_rng(200 + n), 0
-            for _ in range(TABLES):
-                table = tidy(study(rng, n, scale)).replace(dict(method=dict(zip(METHODS, names))))
-                wrong += bool({HOLDS, FAILS} & set(claims_table(table, asked, "null").verdict))
-            rows.append(dict(seeds=n, noise=noise, studies=TABLES, any_claim_decided=wrong/TABLES))
-            print(rows[-1], flush=True)
-    return pd.DataFrame(rows)
-
-
 def pilot():
     "The noise of the committed results, for `Study.power` before anything is computed."
     rows = []
@@ -128,7 +112,7 @@ def pilot():
 
 
 def report():
-    for path in sorted((HERE/"results").glob("*.csv")):
+    for path in (HERE/"results/null.csv", HERE/"results/power.csv"):
         table = pd.read_csv(path)
         shown = table.drop(columns="commit")
         print(f"**{path.stem}** (commit {table.commit[0]})\n\n| " + " | ".join(shown) + " |\n|" + "---|"*shown.shape[1])
@@ -139,5 +123,5 @@ def report():
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or ["report"]:
-        made = dict(null=null, power=seen, claims=claims, report=report, pilot=pilot)[name]()
+        made = dict(null=null, power=seen, report=report, pilot=pilot)[name]()
         if made is not None: made.assign(commit=COMMIT).to_csv(HERE/"results"/f"{name}.csv", index=False)

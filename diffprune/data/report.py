@@ -73,7 +73,8 @@ def _what(self:Report):
 def _lost(self:Report):
     "The line of what was left out and ignored."
     reasons = Counter(map(_kind, self.left_out["reason"])).most_common()
-    text = f"left out: {n_of(len(self.left_out), 'image')}" + (f" ({_counted(reasons)}), listed in {self.manifest}" if reasons else "")
+    text = f"left out: {n_of(len(self.left_out), 'image')}" + (f" ({_counted(reasons)})" if reasons else "")
+    if reasons and self.manifest: text += f", listed in {self.manifest}"
     extension = lambda path: os.path.splitext(path)[1].lower() or "no extension"
     kinds = Counter(why if why != "no image" else extension(path) for path, why in self.ignored.itertuples(index=False))
     return text + (f"; other files: {len(self.ignored):,} ({_counted(kinds.most_common())})" if len(self.ignored) else "")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KEEP_RULES', 'connected', 'cosine_distances', 'near_by_features', 'near_by_hash', 'exact_copies', 'originals_of',
-           'keep_order', 'Duplicates', 'group_duplicates', 'find_duplicates']
+           'keep_order', 'Duplicates', 'check_limits', 'group_duplicates', 'find_duplicates']
 
 # %% ../../nbs/features/03_duplicates.ipynb #17763a1c
 from collections.abc import Callable
@@ -201,6 +201,19 @@ def table(self:Duplicates) -> pd.DataFrame:
                              distance=self.distance[at], bits=self.bits[at]))
 
 # %% ../../nbs/features/03_duplicates.ipynb #2dcd6487
+def check_limits(
+    max_distance:float|None=None,  # as for `group_duplicates`
+    max_bits:int|None=None,  # as for `group_duplicates`
+    keep:str="largest",  # one of `KEEP_RULES`
+    features:bool=False,  # whether there are features
+):
+    "Raises a ValueError for limits or a rule that cannot be, before anything is read."
+    nothing = Looks(*(np.zeros((0, k)) for k in (32, 2, 8, 3)), np.zeros(0))
+    keep_order(nothing, keep, np.zeros(0, int), np.zeros((0, 1)) if features else None)
+    if max_distance is not None: near_by_features(None, max_distance)
+    if max_bits is not None: near_by_hash(nothing, max_bits)
+
+# %% ../../nbs/features/03_duplicates.ipynb #2f666e5b
 def group_duplicates(
     looks:Looks,  # of N images
     ids,  # (N,) unique ids
@@ -211,9 +224,9 @@ def group_duplicates(
     keep:str="largest",  # one of `KEEP_RULES`
 ) -> Duplicates:
     "Exact and near duplicates. Raises a ValueError for thresholds or rules that cannot be."
-    keep_order(looks.take(slice(0)), keep, np.zeros(0, int), X)
-    use_features = X is not None and max_distance is not None
-    criteria = [near_by_features(X, max_distance)] * use_features + ([] if max_bits is None else [near_by_hash(looks, max_bits)])
+    check_limits(max_distance, max_bits, keep, X is not None)
+    criteria = [near_by_features(X, max_distance)] if X is not None and max_distance is not None else []
+    if max_bits is not None: criteria.append(near_by_hash(looks, max_bits))
     same = exact_copies(looks, pixels)
     distinct = np.unique(same)
     near = lambda rows, cols: np.logical_or.reduce([c(distinct[rows], distinct[cols]) for c in criteria])

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BATCH_SIZES', 'REASON_BYTES', 'Shards', 'fill', 'decode_small', 'record_contents', 'read_contents', 'pixel_records',
-           'Pace', 'choose_pace', 'decoded_ahead', 'Catalogue', 'feature_folder', 'embed_records', 'catalogue']
+           'Pace', 'choose_pace', 'decoded_ahead', 'Catalogue', 'feature_folder', 'embed_records', 'with_report',
+           'catalogue']
 
 # %% ../../nbs/features/04_feature_store.ipynb #dfbb2534
 import hashlib
@@ -34,6 +35,7 @@ from ..data.datasets import DataConfig, dataset_config, load_dataset
 from ..data.decode import Decoded, Records, decode_bytes, image_formats, to_array
 from ..data.folders import file_hashes, list_files
 from ..data.images import ImageDataset
+from ..data.report import Report
 from ..data.reuse import decoder
 from ..data.tables import parquet_files
 from .looks import Looks, look, pixel_hash
@@ -347,6 +349,7 @@ class Catalogue:
     left_out:pd.DataFrame  # path, reason: images that could not be read
     n_decoded:int = 0  # images that were decoded for this; the others were known
     n_embedded:int = 0  # images that were embedded for this
+    report:Report|None = None  # what the data set consists of
 
     def __len__(self): return len(self.ids)
 
@@ -371,7 +374,7 @@ def _catalogue(work, paths, counts):
     kept = np.array([i for i, r in enumerate(reasons) if not r and rows[i] >= 0], np.int64)
     column = lambda name: work.looks.gather(name, rows[kept]) if len(kept) else _NONE[name]
     key = np.frombuffer(b"".join(contents[i] for i in kept), np.uint8).reshape(len(kept), 32)
-    X = None if work.features is None else np.zeros((0, work.backbone.dim), np.float32)
+    X = None if work.features is None else np.zeros((0, work.backbone.dim if work.backbone else 0), np.float32)
     if X is not None and len(kept): X = work.features.gather("x", work.features.find([contents[i] for i in kept]))
     labels = np.full(len(rows), -1) if records.labels is None else np.asarray(records.labels, np.int64)
     out = [i for i in range(len(rows)) if reasons[i]]
@@ -431,7 +434,7 @@ def _prepare(work, known, name, weights, device, store, pace):
     from diffprune.features.embed import load_backbone
     work.features = Shards(feature_folder(store, _recipe(work.records, work.image_size, name, weights), name)).refresh()
     missing = [i for i in known if work.features.find([work.contents[i]])[0] < 0]
-    work.backbone = load_backbone(name, weights, device)
+    if missing: work.backbone = load_backbone(name, weights, device)
     if pace is None and len(missing) >= 200:
         sample = [d for d in work.records.read([work.records.where[i] for i in missing[:8]]) if isinstance(d, bytes)]
         pace = choose_pace(work.backbone, sample, work.image_size)
@@ -449,6 +452,28 @@ def _fill(work, known, what, progress):
         return fill(shards, contents, compute)
 
 # %% ../../nbs/features/04_feature_store.ipynb #bbdf9e24
+def with_report(
+    found:Catalogue,  # of a data set
+    name:str,  # of the data set
+    split:str="train",  # the part that was read
+    facts:dict|None=None,  # what is known of other parts: splits, ignored, notes, contents
+) -> Catalogue:
+    "The same, with a report."
+    facts, seen, again = facts or {}, dict((facts or {}).get("contents", {})), []
+    for content, id in zip(map(bytes, found.looks.content), found.ids.tolist()):
+        if content.hex() in seen: again.append((id, *seen[content.hex()]))
+        else: seen[content.hex()] = id, split
+    counts = np.bincount(found.labels[found.labels >= 0], minlength=len(found.classes))
+    width, height = found.looks.size.T
+    report = Report(
+        name=name, split=split, splits=facts.get("splits", {}) | {split: len(found)}, left_out=found.left_out,
+        classes=pd.Series(counts, found.classes, dtype=np.int64), unlabelled=int((found.labels < 0).sum()),
+        ignored=pd.DataFrame(facts.get("ignored", []), columns=["path", "reason"]), notes=list(facts.get("notes", found.records.notes)),
+        duplicates=pd.DataFrame(again, columns=["id", "same_as", "split"]),
+        sizes=pd.DataFrame(dict(id=found.ids, width=width, height=height)))
+    return replace(found, report=report)
+
+# %% ../../nbs/features/04_feature_store.ipynb #68f475ea
 def catalogue(
     name,  # a folder, a name as for `load_dataset`, or a `DataConfig`
     backbone:str|None=None,  # as for `load_backbone`; None: looks alone
@@ -458,15 +483,19 @@ def catalogue(
     weights=None,  # path of a local weights file
     device="cpu",  # device of the backbone
     progress:bool=True,  # show progress
+    stale:str="warn",  # as for `load_dataset`, for data sets whose decoded images are stored
     **options,  # of the data set, such as `labels` and `splits`
 ) -> Catalogue:
     "What is known of the images of a data set; each is decoded and embedded at most once."
     store = store or Store()
     config = name if isinstance(name, DataConfig) else dataset_config(name, image_size, store=store, **options)
     more = dict(image_size=config.image_size, backbone=backbone, weights=weights, device=device, store=store, progress=progress)
-    if not config.spec.records: return embed_records(pixel_records(load_dataset(config, split, store=store, progress=progress)), **more)
+    facts = config.spec.describe(config, split) if config.spec.describe else {}
+    if not config.spec.records:
+        records = pixel_records(load_dataset(config, split, store=store, progress=progress, stale=stale))
+        return with_report(embed_records(records, **more), config.name, split, facts)
     records, source = config.spec.records(config, split), config.spec.source(config, split)
     if not len(records): raise ValueError(f"there are no images in {config.name}")
     root = source["root"] if source["state"] is None else os.path.abspath(source["root"])
     paths = [os.path.join(root, source.get("raw", {}).get(p, p)) for p in records.paths]
-    return embed_records(records, record_contents(records, root, store), paths=paths, **more)
+    return with_report(embed_records(records, record_contents(records, root, store), paths=paths, **more), config.name, split, facts)

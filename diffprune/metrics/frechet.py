@@ -148,6 +148,7 @@ def _sum_of_roots(
     rank:int,  # largest rank it can have
 ) -> float:  # sum of the vectors' singular values, NaN if rounding errors would show in its eighth digit
     "Return the sum of the square roots of the `rank` largest eigenvalues."
+    if not len(gram): return 0.0  # a reference of equal rows spans nothing
     eigenvalues = linalg.eigvalsh(gram, overwrite_a=True, check_finite=False)[-rank:]
     error = 10 * np.finfo(np.float64).eps * max(eigenvalues[-1], 0)
     roots = np.sqrt(np.maximum(eigenvalues, error))

@@ -173,15 +173,16 @@ def _make_accelerator(
     device=None,  # "cpu" to stay off the GPU; by default what accelerate finds
 ):  # an `accelerate.Accelerator`
     """How a training run reaches devices and processes: under `torchrun` or `accelerate launch` it spans all processes.
-    Models of one process may differ in precision. Raises `RuntimeError` where one process works for all."""
+    Trainings of one process may differ in precision and, in turn, in device. Raises `RuntimeError` where one process works for all."""
     from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
+    from accelerate.state import AcceleratorState, PartialState
     if ONE_PROCESS.get():
         raise RuntimeError("training takes all processes, but here the others wait for the first one; give the stage parallel=True")
-    if AcceleratorState._shared_state and AcceleratorState._shared_state.get("_mixed_precision") != precision:
-        AcceleratorState._reset_state()
-    many_cpus = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()  # accelerate wants to be told
-    return Accelerator(mixed_precision=precision, cpu=str(device) == "cpu" or many_cpus)
+    many = "LOCAL_RANK" in os.environ
+    cpu = str(device) == "cpu" or many and not torch.cuda.is_available()  # accelerate wants to be told of many processes on CPUs
+    moved = not many and PartialState._shared_state.get("_cpu", cpu) != cpu  # it would stay where this process trained first
+    if moved or AcceleratorState._shared_state.get("_mixed_precision", precision) != precision: AcceleratorState._reset_state(moved)
+    return Accelerator(mixed_precision=precision, cpu=cpu)
 
 # %% ../../nbs/models/03_train.ipynb #cell-23
 class NotFiniteError(ArithmeticError):

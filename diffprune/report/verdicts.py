@@ -15,6 +15,7 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from scipy.stats import f as fisher
 from scipy.stats import t as student
 
 from ..metrics.comparisons import Effect, compare, fit_seeds, holm, log_margin, smallest_effect
@@ -137,6 +138,7 @@ def _pool(table, contrast, ratios):
     found = values.astype(float).groupby([rows.method, rows.seed]).agg(["mean", "count"]).reset_index()
     whole = (found["count"] == len(ratios)) | (found.method == "unpruned")
     wide = found[whole].pivot(index="method", columns="seed", values="mean")
+    wide = wide[wide.max(axis=1) > wide.min(axis=1)]
     if not {contrast.first, contrast.second} <= set(wide.index) or len(wide) < 3: return 0.0, 0.0
     fit = fit_seeds(wide)
     return (fit.sd*np.sqrt(2), fit.df) if fit.df else (0.0, 0.0)
@@ -147,15 +149,17 @@ def findings(
     contrast:Contrast,  # what is said
 ) -> list:  # of `Finding`: one per ratio if each is judged, or else one; none if the groups are not in the table
     "What the evidence says about a contrast."
-    effects, found = ratio_effects(table, contrast), []
+    effects, found = ratio_effects(table, contrast).dropna(axis=1, how="all"), []
     if effects.empty: return found
     sets = [[r] for r in effects] if contrast.each else [list(effects)]
     for ratios in sets:
-        values = effects[ratios].mean(axis=1).dropna()
-        n = len(values)
+        there = effects[ratios].count(axis=1)
+        values = effects.loc[(there > 0) & (there == there.max()), ratios].mean(axis=1)  # a seed that lacks a ratio is left out
+        if not (n := len(values)): continue
         own = float(values.std(ddof=1)/np.sqrt(n)) if n > 1 else np.inf
         sd, df = _pool(table, contrast, ratios)
-        se, df = max(own, sd/np.sqrt(n)), df or float(n - 1)
+        other = sd and n > 1 and own**2 > fisher.isf(0.05, n - 1, df)*sd**2/n  # more noise than the others have
+        se, df = max(own, sd/np.sqrt(n)), float(n - 1) if other or not df else df
         found.append(Finding(ratios[0] if len(ratios) == 1 else None, float(values.mean()), se, df, own, n))
     return found
 
@@ -233,12 +237,12 @@ def _claim_p(
     "The p-values of the side of a claim that the evidence favours."
     pairs = [_opposed(f, part) for part, found in tested for f in found]
     holds = np.max([p for p, _ in pairs], axis=0) if complete else np.ones(2)
-    fails = min((np.array([min(1, len(pairs)*q[0]), q[1]]) for _, q in pairs), key=max)
+    fails = min((np.minimum(1, len(pairs)*q) for _, q in pairs), key=max)
     return (holds, HOLDS) if max(holds) <= max(fails) else (fails, FAILS)
 
 def _seeable(f, level):
     "The smallest effect that a finding's seeds could have decided about with a probability of 80 %, on the scale of the effects."
-    return smallest_effect(f.n, f.se*np.sqrt(f.n/2), level=level, df=f.df, own_level=0.95)
+    return smallest_effect(f.n, f.se*np.sqrt(f.n/2), level=level, df=f.df, own_level=0.975)
 
 # %% ../../nbs/report/06_verdicts.ipynb #cell-32
 def _number(v, log):
@@ -284,7 +288,7 @@ def claims_table(
     evidence = [[(part, findings(table, part)) for part in claim.parts] for claim in claims]
     m = sum(any(found for _, found in parts) for parts in evidence)
     rows = [_judged(claim, parts, 1 - alpha/max(1, m)) for claim, parts in zip(claims, evidence)]
-    adjusted = np.fmax(holm([r["_p"][0] for r in rows]), [r["_p"][1] for r in rows])
+    adjusted = np.minimum(1, np.fmax(holm([r["_p"][0] for r in rows]), [2*r["_p"][1] for r in rows]))
     for row, p in zip(rows, adjusted):
         row |= dict(tested_on=dataset, p=p, verdict=row["_side"] if p <= alpha or row["_side"] == MISSING else row["_open"])
     columns = ["number", "claim", "paper", "tested_on", "tested", "effect", "seeds", "could_see", "parts", "p", "verdict", "figure"]
