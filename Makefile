@@ -105,7 +105,7 @@ test: $(VENV)/.installed-bundled,dev
 	$(SCRATCH) OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --do_print
 	$(SCRATCH) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -n 2 --dist loadfile --durations=15
 
-# The drill on one GPU (benchmarks/gpu): is the paper-scale path right, and how fast is it? DRILL="--device cpu --quick" tries every line without one.
+# The drill on one GPU (benchmarks/gpu): is the paper-scale path right, and how fast is it? DRILL="--device cpu --quick" tries every part without one.
 # Without a network: `make gpu-wheels` on another machine, then `make gpu PYTHON=python3 WHEELS=.diffprune/wheels` beside the torch that is there.
 DRILL  ?=
 WHEELS ?=

@@ -175,3 +175,14 @@ def test_a_folder_is_refused_before_any_work(tmp_path, pictures):
         one_line(done, "is a folder")
     assert [p.name for p in tmp_path.iterdir()] == ["link"] and len(list(pictures.iterdir())) == 6
     with pytest.raises(IsADirectoryError): write(Path(tmp_path), lambda t: pytest.fail("work was begun"))
+
+
+TOO_LONG = [("a" * n + ".csv", "too long") for n in (250, 300)]
+
+
+@pytest.mark.parametrize("name, says", [("loop.csv", "leads back to itself"), *TOO_LONG])
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(tmp_path, pictures, name, says):
+    (tmp_path / "loop.csv").symlink_to("loop.csv")
+    done = command("prune", pictures, *PRUNE, "-o", tmp_path / name, store=tmp_path / "store")
+    one_line(done, says)
+    assert not done.stdout and [p.name for p in tmp_path.iterdir()] == ["loop.csv"] and (tmp_path / "loop.csv").is_symlink()

@@ -91,8 +91,8 @@ def nothing_is_loaded(monkeypatch):
 
 @pytest.mark.parametrize("wrong, status, says", [
     (dict(r=1), 2, "pruning_ratio=1"), (dict(r=-0.1), 2, "pruning_ratio=-0.1"), (dict(r="nan"), 2, "pruning_ratio=nan"),
-    (dict(r="half"), 2, "--pruning-ratio"), (dict(m="el2n"), 2, "'el2n' needs a trained proxy"),
-    (dict(m="moso_inv"), 2, "'moso_inv' needs a trained proxy"), (dict(m="best"), 2, "unknown method 'best'"),
+    (dict(r="half"), 2, "--pruning-ratio"), (dict(m="el2n", preset="huge"), 2, "unknown preset 'huge'"),
+    (dict(preset="smoke"), 2, "--preset smoke has no effect"), (dict(m="best"), 2, "unknown method 'best'"),
     (dict(m="cluster_best"), 2, "unknown method 'cluster_lite0_best'"), (dict(m="random", clusters=3), 2, "no option n_clusters"),
     (dict(clusters=0), 2, "--clusters"), (dict(seed=-1), 2, "--seed"), (dict(image_size=0), 2, "--image-size"),
     (dict(device="tpu"), 2, "unknown device 'tpu'"), (dict(device="cuda:99"), 2, "cuda:99"), (dict(device="cpu,cpu"), 2, "'cpu,cpu'"),

@@ -1,6 +1,10 @@
 """`diffprune prune` and its sisters: every form in and out, the input untouched, odd folders."""
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
 import tarfile
 
 import datasets
@@ -237,3 +241,49 @@ def test_folders_go_through_links_and_streams_have_nothing_else(run, folder, tmp
 def test_stale_is_for_data_sets_that_are_stored(run, tmp_path):
     done = run("prune", "digits", "-m", "random", "-r", "0.5", "--stale", "recompute", "-o", tmp_path / "k.csv", "--json")
     assert done.exit_code == 0 and json.loads(done.stdout)["kept"] == pd.read_csv(tmp_path / "k.csv").kept.sum() > 500
+
+
+def test_methods_that_train_a_proxy_say_what_it_costs_and_train_it_once(run, folder, tmp_path):
+    words = ("prune", folder, "-m", "random:0.25,el2n_inv", "--keep", "5", "--preset", "smoke", "--json")
+    dry = json.loads(run(*words, "--dry-run").stdout)
+    assert dry["training"]["methods"] == ["el2n"] and dry["training"]["seconds"] > 0 and "kept" not in dry
+    facts = json.loads(run(*words, "-o", tmp_path / "k.csv").stdout)
+    table = pd.read_csv(tmp_path / "k.csv", keep_default_na=False)
+    assert facts["kept"] == 5 == table.kept.sum() and (table.reason == "pruned by random").sum() == 4
+    whole = ("prune", folder, "-m", "grand", "-r", "0.5", "--preset", "smoke")
+    first, second = run(*whole, "-o", tmp_path / "a.csv"), run(*whole, "-o", tmp_path / "b.csv")
+    assert "this takes about" in first.stdout.partition("kept")[0] and "costs nothing" in second.stdout
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+    assert "no effect" in run("prune", folder, "-m", "random", "-r", "0.5", "-o", tmp_path / "n.csv", "--preset", "smoke").stderr
+    few = run("prune", folder, "-m", "random:0.9,moso", "-r", "0", "-o", tmp_path / "n.csv", "--preset", "smoke")
+    assert few.exit_code == 1 and few.stderr.splitlines()[-1].startswith("diffprune: ") and not (tmp_path / "n.csv").exists()
+
+
+def test_duplicates_are_told_of_though_they_stay(run, folder, tmp_path):
+    Image.open(sorted(folder.iterdir())[0]).save(folder / "copy.bmp")
+    done = run("prune", folder, "-m", "random", "-r", "0", "-o", tmp_path / "k.csv")
+    table = pd.read_csv(tmp_path / "k.csv", keep_default_na=False)
+    assert "1 exact copy" in done.stdout and "--dedup" in done.stdout and table.kept.all()
+    assert (table.duplicate_of != "").sum() == 1
+    facts = json.loads(run("prune", folder, "-m", "random", "-r", "0", "--dedup", "--backbone", "pixels", "--json").stdout)
+    assert facts["duplicates"]["exact"] == 1 == facts["dropped"]["exact copy"]
+
+
+def test_an_interruption_ends_with_130_and_a_word_on_how_to_go_on(folder, tmp_path):
+    env = dict(os.environ, DIFFPRUNE_STORE=str(tmp_path / "store"))
+    words = ["prune", folder, "-m", "el2n", "-r", "0.5", "--preset", "cpu", "-o", tmp_path / "k.csv"]
+    process = subprocess.Popen([sys.executable, "-u", "-m", "diffprune.cli", *map(str, words)], env=env, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for line in process.stdout:
+        if "a proxy is trained" in line: break
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130 and "the same command goes on" in said and "Traceback" not in said and "\r" not in said
+    assert not (tmp_path / "k.csv").exists()
+
+
+def test_completion_and_help_name_every_command():
+    done = CliRunner().invoke(app, ["--show-completion", "bash"], env=dict(SHELL="/bin/bash"))
+    assert done.exit_code == 0 and "complete" in done.output
+    listed = CliRunner().invoke(app, ["-h"]).output
+    assert all(f" {name} " in listed for name in ("prune", "dedup", "balance", "score", "embed"))

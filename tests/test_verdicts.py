@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from notebooks import ROOT
 
-from diffprune.metrics.comparisons import max_t_quantile, max_t_tail, seed_interval
+from diffprune.metrics.comparisons import compare, max_t_quantile, max_t_tail, seed_interval
 from diffprune.pruning.registry import parse_method
 from diffprune.report.rules import STEPS, published_evidence, rule_changes
 from diffprune.report.verdicts import (
@@ -133,6 +133,18 @@ def simulated():
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_a_pair_that_scatters_more_than_the_rest_has_its_own_seeds_alone():
+    rng = np.random.default_rng(2)
+    wide = pd.DataFrame(0.05*rng.standard_normal((12, 5)), index=["random", *(f"m{i}" for i in range(11))])
+    pairs, shared = [(m, "random") for m in wide.index[1:]], (np.eye(11) + np.ones((11, 11)))/2
+    quiet = compare(wide, pairs)
+    wide.loc["m3"] *= 20
+    found, noisy = compare(wide, pairs), (wide.loc["m3"] - wide.loc["random"])
+    half = max_t_quantile(0.95, shared, 4)*noisy.std(ddof=1)/np.sqrt(5)
+    assert (found.high - found["mean"]).iloc[3] == pytest.approx(half, rel=1e-6)
+    assert ((quiet.high - quiet["mean"]) < half/5).all()
 
 
 @pytest.mark.parametrize("setting", [("conditional", "digits", 3, "null"), ("unconditional", "equal", 2, "+20%"),

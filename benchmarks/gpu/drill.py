@@ -1,7 +1,7 @@
 """The paper-scale path on one GPU, in at most nine minutes: is it right, and how fast is it?
 
     make gpu                                                       # or python benchmarks/gpu/drill.py
-    python benchmarks/gpu/drill.py --device cpu --quick            # every line at tiny sizes, on a machine without a GPU
+    python benchmarks/gpu/drill.py --device cpu --quick            # every part at tiny sizes, on a machine without a GPU
     python3 benchmarks/gpu/drill.py --wheels .diffprune/wheels     # without a network, beside a torch that is there
 
 Each part runs in a process of its own with a time limit of its own, the most valuable first. What a part has measured is written at once to
@@ -116,16 +116,22 @@ def latents(args, n, size, classes=1000):
 
 # --- the parts, in their order
 
-def device(args):
-    "What the machine is, and what it reaches in a large product and a large copy."
+def machine(args):
+    "The first row of every part: where it ran."
     import torch
-    cuda, n = args.device == "cuda", 256 if args.quick else 8192
+    cuda = args.device == "cuda"
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     processor = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
     versions = {p: metadata.version(p) for p in PACKAGES if any(metadata.distributions(name=p))}
     add("machine", device=torch.cuda.get_device_name() if cuda else processor, processor=processor, cores=os.cpu_count(),
         threads=torch.get_num_threads(), python=platform.python_version(), cuda=torch.version.cuda, versions=versions,
         gib=torch.cuda.get_device_properties(0).total_memory/2**30 if cuda else None)
+
+
+def device(args):
+    "What the machine reaches in a large product and a large copy."
+    import torch
+    cuda, n = args.device == "cuda", 256 if args.quick else 8192
     for name, dtype, on in (("bf16", torch.bfloat16, False), ("TF32", torch.float32, True), ("float32", torch.float32, False)):
         if name == "TF32" and not cuda: continue
         tf32(on)
@@ -318,12 +324,12 @@ def scores(args):
         clean()
 
 
-def networks():
+def networks(quick):
     "name -> network with random weights, side of its images; a reason instead where a package is missing."
     import timm
     import torchvision
     yield "lite0", lambda: timm.create_model("tf_efficientnet_lite0", num_classes=0), 224
-    yield "dinov2 (ViT-S/14)", lambda: timm.create_model("vit_small_patch14_dinov2", img_size=224, num_classes=0), 224
+    if not quick: yield "dinov2 (ViT-S/14)", lambda: timm.create_model("vit_small_patch14_dinov2", img_size=224, num_classes=0), 224
     def inception():
         net = torchvision.models.inception_v3(weights=None, init_weights=False, aux_logits=False)
         net.fc = torchvision.ops.Permute([0, 1])
@@ -347,9 +353,9 @@ def embedding(args):
             super().__init__()
             self.net = net
         def forward(self, x): return self.net(x), None
-    n = 4 if args.quick else 1024
+    n = 2 if args.quick else 1024
     images = np.random.default_rng(0).integers(0, 256, (n, 3, 256, 256), dtype=np.uint8)
-    for name, make, side in networks():
+    for name, make, side in networks(args.quick):
         try:
             with seeded(0): net = make()
         except ModuleNotFoundError as e:
@@ -461,24 +467,41 @@ def report(found):
     return "\n".join(lines)
 
 
+def path_of(found, out):
+    return out / (re.sub(r"[^A-Za-z0-9]+", "-", found["device"]).strip("-") + ("-quick.json" if found["quick"] else ".json"))
+
+
+def known(found, out):
+    "What an earlier run on this device has of parts that are not run now, with the commit that they ran at."
+    path = path_of(found, out)
+    return json.loads(path.read_text(encoding="utf-8"))["parts"] if path.exists() and "unknown" not in found["device"] else {}
+
+
 def write(found, out):
     "results/<device>.json and .md, each in one step."
-    stem = re.sub(r"[^A-Za-z0-9]+", "-", found["device"]).strip("-") + ("-quick" if found["quick"] else "")
+    path = path_of(found, out)
     out.mkdir(parents=True, exist_ok=True)
-    for suffix, text in ((".json", json.dumps(found, indent=1) + "\n"), (".md", report(found) + "\n")):
-        half = out / f".{stem}{suffix}.half"
+    for target, text in ((path, json.dumps(found, indent=1) + "\n"), (path.with_suffix(".md"), report(found) + "\n")):
+        half = out / f".{target.name}.half"
         half.write_text(text, encoding="utf-8")
-        os.replace(half, out / f"{stem}{suffix}")
-    return out / f"{stem}.json"
+        os.replace(half, target)
+    return path
 
 
 def main(args):
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the part that runs is ended, too
     begin, scratch = time.monotonic(), tempfile.mkdtemp(prefix="drill-")
     about, slower = dict(commit=args.commit or commit(), options=" ".join(args.passed)), 1 if args.device == "cuda" else 5
-    found = dict(device=f"unknown {args.device}", quick=args.quick, about=about, goals=[],
-                 parts={n: dict(status="not begun", seconds=0.0, limit=SECONDS[n]*slower, rows=[], error=None) for n in args.parts})
+    fresh = lambda n: dict(status="not begun", seconds=0.0, limit=SECONDS[n]*slower, commit=about["commit"], rows=[], error=None)
+    found = dict(device=f"unknown {args.device}", quick=args.quick, about=about, goals=[], parts={n: fresh(n) for n in args.parts})
     end = 0.0
+    paths = []
+    def save():
+        kept = known(found, args.out)
+        every = dict(found, parts={n: {**kept, **found["parts"]}[n] for n in PARTS if n in kept or n in found["parts"]})
+        every["goals"] = goals(every["parts"]) if "H100" in found["device"] and not args.quick else []
+        paths.append(write(every, args.out))
+        for old in {*paths} - {paths[-1]}: [p.unlink(missing_ok=True) for p in (old, old.with_suffix(".md"))]  # before the device was known
     try:
         env = environment(args, scratch)
         for name, part in found["parts"].items():
@@ -488,20 +511,19 @@ def main(args):
                     if r["what"] == "machine":
                         found["device"] = r["device"]
                         found["about"].update({k: v for k, v in r.items() if k not in ("what", "device")})
-                found["goals"] = goals(found["parts"]) if "H100" in found["device"] and not args.quick else []
-                write(found, args.out)
+                save()
             end, now = min(end + SECONDS[name]*slower, 60*args.minutes*slower), time.monotonic() - begin
             part["limit"] = min(args.limit or end - now, 60*args.minutes*slower - now)
             if part["limit"] < 1: break
             part["status"] = "running"
-            write(found, args.out)
+            save()
             try: part["status"], part["seconds"], part["error"] = run_part(name, part["limit"], args, scratch, env, changed)
             finally:
                 if part["status"] == "running": part["status"] = "cut off"
-                write(found, args.out)
+                save()
             print(f"{name}: {part['status']} after {part['seconds']:.0f} s, {len(part['rows'])} rows", flush=True)
-        print(report(found), flush=True)
-        print(f"written to {write(found, args.out)} and .md")
+        if paths: print(paths[-1].with_suffix(".md").read_text(encoding="utf-8"), flush=True)
+        print(f"written to {paths[-1]} and .md" if paths else "no time was given to any part")
     finally: shutil.rmtree(scratch, ignore_errors=True)
     wrong = [n for n, p in found["parts"].items() if p["status"] != "done"]
     wrong += [n for n, p in found["parts"].items() if any(r.get("ok") is False or r.get("outcome") == "failed" for r in p["rows"])]
@@ -538,5 +560,7 @@ def parse(argv=None):
 
 if __name__ == "__main__":
     args = parse()
-    if args.part: PARTS[args.part](args)
+    if args.part:
+        machine(args)
+        PARTS[args.part](args)
     else: main(args)

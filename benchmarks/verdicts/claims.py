@@ -205,17 +205,21 @@ def markdown(table):
 
 
 def report():
-    table = pd.concat([pd.read_csv(HERE/f"results/{name}.csv").assign(by=by) for name, by in
-                       (("claims", "all at once"), ("claims_whole", "claims_table"))], ignore_index=True)
+    read = lambda name: pd.read_csv(HERE/f"results/{name}.csv", keep_default_na=False).astype(dict(wrong=float))
+    table = pd.concat([read(name).assign(by=by) for name, by in (("claims", "all at once"), ("claims_whole", "claims_table"))
+                       if (HERE/f"results/{name}.csv").exists()], ignore_index=True)
+    table["right"] = pd.to_numeric(table.right)
     print(f"(commits {', '.join(sorted(set(table.commit)))})\n\n**Any claim decided wrongly**\n")
     errors = table[(table.claim == "any") & table.world.isin(["null", "border"])]
     print(markdown(errors.pivot_table(index=["model", "noise", "seeds", "studies", "by"], columns="world", values="wrong", sort=False)
                    .reset_index().astype(object).fillna("–")))
     print("\n**Decided rightly**, with the noise of the digits\n")
-    power = table[(table.claim != "any") & (table.noise == "digits") & (table.by == "all at once") & (table.world != "border")]
-    power = power.assign(shown=[f"{w} {r:.2f}" if isinstance(w, str) and w else "(border)" for w, r in zip(power.truth, power.right)])
-    wide = power.pivot(index=["model", "claim", "seeds"], columns="world", values="shown")[["null", *list(WORLDS)[2:]]]
-    print(markdown(wide.reset_index()))
+    power = table[(table.claim != "any") & (table.noise == "digits") & (table.by == "all at once") & (table.world != "border")
+                  & table.seeds.isin([3, 8])]
+    power = power.assign(shown=[f"{w} {r:.2f}" if w else "(border)" for w, r in zip(power.truth, power.right)],
+                         column=[f"{n} seeds, {w}" for n, w in zip(power.seeds, power.world)])
+    wide = power.pivot(index=["model", "claim"], columns="column", values="shown")
+    print(markdown(wide[[f"{n} seeds, {w}" for n in (3, 8) for w in ("null", *list(WORLDS)[2:])]].reset_index()))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import f as fisher
 from scipy.stats import t as student
 
 from diffprune.core.store import provenance
@@ -54,7 +55,9 @@ def decided(studies):
     df = np.clip(s2.sum(1)**2/(s2**2/(n + 1)).sum(1), n - 1, k*(n - 1))
     grid, shared = np.geomspace(n - 1, k*(n - 1), 60), (np.eye(k) + np.ones((k, k)))/2
     c = np.interp(df, grid, [max_t_quantile(0.95, shared, g) for g in grid])[:, None]
-    found = np.abs(d.mean(2)) > np.maximum(c*pooled, np.maximum(c, student.ppf(0.975, n - 1))*own)
+    noisy = (own**2 > fisher.isf(0.15, n - 1, df)[:, None]*pooled**2) & (df > n - 1)[:, None]
+    c = np.where(noisy, max_t_quantile(0.95, shared, n - 1), c)
+    found = np.abs(d.mean(2)) > np.maximum(c*np.maximum(pooled, own), student.ppf(0.975, n - 1)*own)
     slow = [compared(s).pipe(lambda t: ((t.low > 0) | (t.high < 0)).to_numpy()) for s in studies[:50]]
     assert (found[:50] == np.stack(slow)).all()
     return found
@@ -74,7 +77,7 @@ def words(y):
 
 def null():
     rows = []
-    for n in (2, 3, 8):
+    for n in (2, 3, 5, 8):
         for noise, scale in (("equal", np.ones(12)), ("unequal", UNEQUAL)):
             rng = np.random.default_rng(n)
             studies = [study(rng, n, scale) for _ in range(STUDIES)]

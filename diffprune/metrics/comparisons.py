@@ -139,14 +139,15 @@ def compare(
     fit, C = fit_seeds(wide), _contrasts(wide, pairs)
     V = C @ fit.unscaled @ C.T
     R = V/np.sqrt(np.outer(np.diag(V), np.diag(V)))
-    c, rows = max_t_quantile(level, R, fit.df), []
+    c, rows = {df: max_t_quantile(level, R, df) for df in {fit.df, *range(1, wide.shape[1])}}, []
     for mean, v, (first, second) in zip(C @ fit.means, np.diag(V), pairs):
         paired = (wide.loc[first] - wide.loc[second]).dropna()
-        n, se, half, own = len(paired), fit.sd*np.sqrt(v), np.inf, np.inf
+        n, se, half, own, df = len(paired), fit.sd*np.sqrt(v), np.inf, np.inf, fit.df
         if n > 1:
             own = paired.std(ddof=1)/np.sqrt(n)
-            half = max(c*se, max(c, student.ppf((1 + level)/2, n - 1))*own)
-        rows.append(dict(mean=mean, low=mean - half, high=mean + half, p=_p_value(mean, se, own, n, R, fit.df), n=n))
+            if df > n - 1 and own**2 > fisher.isf(0.15, n - 1, df)*se**2: df = n - 1  # noise of its own
+            half = max(c[df]*max(se, own), student.ppf((1 + level)/2, n - 1)*own)
+        rows.append(dict(mean=mean, low=mean - half, high=mean + half, p=_p_value(mean, se, own, n, R, df), n=n))
     return pd.DataFrame(rows, index=pd.MultiIndex.from_tuples(pairs))
 
 # %% ../../nbs/metrics/10_comparisons.ipynb #91293b87
@@ -167,10 +168,13 @@ def _thresholds(n, k, level, df, own_level):
     "Draws of what the standardised difference has to exceed (4096,)."
     nu = n - 1
     df = max(df or k*nu, nu)
-    c = max_t_quantile(level, (np.eye(k) + np.ones((k, k)))/2, df)
+    shared = (np.eye(k) + np.ones((k, k)))/2
     u = qmc.Sobol(2, seed=1).random(4096).clip(1e-12, 1 - 1e-12)
     A, B = chi2.ppf(u[:, 0], nu), chi2.ppf(u[:, 1], df - nu) if df > nu else 0.0
-    return np.maximum(c*np.sqrt((A + B)/df), max(c, student.ppf((1 + (own_level or level))/2, nu))*np.sqrt(A/nu))
+    own, pooled = A/nu, (A + B)/df
+    noisy = own > fisher.isf(0.15, nu, df)*pooled if df > nu else np.zeros(len(u), dtype=bool)
+    c = np.where(noisy, max_t_quantile(level, shared, nu), max_t_quantile(level, shared, df))
+    return np.maximum(c*np.sqrt(np.maximum(pooled, own)), student.ppf((1 + (own_level or level))/2, nu)*np.sqrt(own))
 
 def power(
     effect:float,  # true difference, on the scale of `sd`

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..core.store import OWN_FOLDER, is_stream, mark_own, temporary_path
+from ..core.store import OWN_FOLDER, _new_file, is_stream, mark_own, temporary_path
 from ..data.decode import image_formats, named_like_image
 from ..features.feature_store import Catalogue
 from .steps import Choice
@@ -109,7 +109,10 @@ def _check_free(d, place, overwrite):
     if place.is_dir() and any(place.iterdir()) and not (place/OWN_FOLDER).exists():
         raise FileExistsError(f"{d.path} was not made by diffprune, so it is not overwritten; choose another name")
     above = next(p for p in place.parents if p.exists())
-    try: tempfile.TemporaryFile(dir=above).close()
+    if place.is_symlink(): raise OSError(f"{d.path} cannot be written: it is a link that leads back to itself")
+    try:
+        if d.is_folder: tempfile.TemporaryFile(dir=above).close()
+        else: _new_file(above, place.stem, place.suffix).unlink()  # the name may be too long for it
     except OSError as e: raise OSError(f"{d.path} cannot be written: {above}: {e.strerror}") from None
 
 # %% ../../nbs/pruning/14_exports.ipynb #534b2670

@@ -46,6 +46,11 @@ class Step:
         "The method's record, its backbone, and which end is kept."
         return parse_method(self.method)
 
+    @property
+    def trained(self) -> bool:
+        "Whether a model has to be trained on the images first."
+        return self.variant.method.needs not in ("nothing", "features", "clusters")
+
 def parse_steps(
     text:str,  # "METHOD" or "METHOD:RATIO,METHOD:RATIO,..."
     pruning_ratio:float|None=None,  # of the last step, if it names none
@@ -108,11 +113,7 @@ def check_options(
     steps,  # of `parse_steps`
     **options,  # parameters of pruners
 ):
-    "Raises a ValueError for an option that the pruner of no step has, and for methods that need a trained model."
-    for step in steps:
-        if step.variant.method.needs not in ("nothing", "features", "clusters"):
-            raise ValueError(f"method {step.method!r} needs a trained proxy: use a study, "
-                             f"diffprune study --dataset folder:PATH --methods {step.method}")
+    "Raises a ValueError for an option that the pruner of no step has."
     known = {k for s in steps for k in make_pruner(s.method).get_params()}
     if unknown := sorted(set(options) - known):
         raise ValueError(f"{', '.join(repr(s.method) for s in steps) or 'duplicates'} has no option {unknown[0]}")
@@ -164,9 +165,12 @@ def run_steps(
     ids,  # (N,) unique ids
     features=None,  # features(backbone) -> (N, d), asked for each backbone that a step needs
     duplicates:Duplicates|None=None,  # what goes first
+    trained=None,  # trained(method, positions) -> what its pruner is fitted to, for methods that need a trained model
     **options,  # parameters of pruners, such as `n_clusters` and `random_state`; each is given to those that have it
 ) -> Choice:
     "Drop duplicates, then let one method after another choose. Raises a ValueError where nothing would be left."
+    if lacking := [s.method for s in steps if s.trained and trained is None]:
+        raise ValueError(f"method {lacking[0]!r} needs a trained proxy; say in `trained` how to get its scores")
     n, notes = len(ids), []
     reasons, of = np.full(n, "", dtype=object), np.full(n, -1)
     scores, ranks, clusters = np.full(n, np.nan), np.full(n, np.nan), np.full(n, -1)
@@ -175,8 +179,8 @@ def run_steps(
         reasons[of >= 0] = np.where(duplicates.exact[of >= 0], "exact copy", "near duplicate")
     for step in steps:
         at = np.flatnonzero(reasons == "")
-        X = None if step.variant.backbone is None else features(step.variant.backbone)
-        kept, scores_at, ranks_at, groups = _select(step, None if X is None else X[at], np.asarray(ids)[at], options, notes)
+        X = trained(step.variant.method, at) if step.trained else features(b)[at] if (b := step.variant.backbone) else None
+        kept, scores_at, ranks_at, groups = _select(step, X, np.asarray(ids)[at], options, notes)
         scores[:], ranks[:] = np.nan, np.nan
         scores[at], ranks[at] = scores_at, ranks_at
         if groups is not None: clusters[:], clusters[at] = -1, groups

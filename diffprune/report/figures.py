@@ -57,6 +57,7 @@ def _typed(name, value, wanted):
     if isinstance(value, str) and str not in kinds:
         if list in kinds: value = parse_list(value)
         if dict in kinds: value = _parse_settings(value)
+    if list in kinds and type(value) is float: value = [value]  # one ratio; a whole number might be meant as a count of seeds
     if float in kinds and type(value) is int: value = float(value)
     if type(value) is int and value < 1: raise ValueError(f"parameter {name} is {value}; it must be at least 1")
     if type(value) is list and not value: raise ValueError(f"parameter {name} is an empty list; leave it out for the usual ones")

@@ -105,11 +105,12 @@ class TrainingCost:
     device:str  # that trains
     seconds:float  # 0 if everything is in the store
     gib:float  # on disk, for good and while it is made
+    upper:bool = False  # whether fewer images may be left by then
 
     def __str__(self):
         what = f"{', '.join(self.methods)}: a proxy is trained on {n_of(self.images, 'image')} (preset {self.preset}, {self.device})"
         if not self.seconds: return f"{what}; it is in the store, so this costs nothing"
-        return f"{what}; this takes about {_duration(self.seconds)} and {self.gib:.1g} GiB of disk"
+        return f"{what}; this takes {'at most ' * self.upper}about {_duration(self.seconds)} and {self.gib:.1g} GiB of disk"
 
 def _duration(seconds):
     for limit, unit, name in ((90, 1, "s"), (5400, 60, "min"), (1e5, 3600, "h")):
@@ -123,9 +124,13 @@ def training_cost(
     preset:str,  # name of the pipeline's preset
     store:Store,  # where artifacts may be
     device:str="cpu",  # that is timed, and trains
-    seconds:float=0.2,  # for each measurement
+    seconds:float=0.5,  # for each measurement
 ) -> TrainingCost:
-    "What is missing in the store, and what that takes. Makes no artifact."
+    "What is missing in the store, and what that takes. Makes no artifact. Raises a ValueError for too few images."
+    for m in (m for m in methods if m.needs == "surrogates"):
+        if len(pipeline.found) < (k := pipeline.preset.proxy.n_surrogates):
+            raise ValueError(f"{m.name} trains {k} models on parts of the images, and there is {n_of(len(pipeline.found), 'image')}; "
+                             "choose another method")
     stages = {s.key(store).hash: s for m in methods for s in _stage_of(pipeline, m, seed).tree()}
     todo = [s for s in stages.values() if store.find(s.key(store)) is None]
     n, classes = len(pipeline.found), len(pipeline.found.classes) or None
