@@ -109,8 +109,7 @@ def test_resumed_compiled_training_is_exact(folder, tmp_path):
     assert found.equals(log) and all(torch.equal(p, q) for p, q in zip(whole.averaged.parameters(), again.averaged.parameters()))
 
 
-@COMPILER
-def test_another_batch_is_another_graph_or_none(folder, monkeypatch):
+def test_another_batch_is_another_graph_or_none(monkeypatch):
     "After `resize`, as for timing, the step is compiled for the new size; a step is never made by the graph of another."
     sizes, real = [], train.compiled
 
