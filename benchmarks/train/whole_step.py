@@ -3,7 +3,7 @@
     python benchmarks/train/whole_step.py            compile once, measure, compare the losses of 100 steps with the Trainer's
     python benchmarks/train/whole_step.py            again: what compiling costs a second process that finds the first one's cache
 
-A measurement, not a part of the package: see README.md for why. The cache is in $TORCHINDUCTOR_CACHE_DIR. Results go to
+A measurement of a simpler graph than that of `TrainConfig(compile="step")`: see README.md. The cache is in $TORCHINDUCTOR_CACHE_DIR. Results go to
 `results/whole-step-cpu.json`, with an entry for each call.
 """
 import json
