@@ -3,8 +3,8 @@
     python benchmarks/train/whole_step.py            compile once, measure, compare the losses of 100 steps with the Trainer's
     python benchmarks/train/whole_step.py            again: what compiling costs a second process that finds the first one's cache
 
-A measurement of a simpler graph than that of `TrainConfig(compile="step")`: see README.md. The cache is in $TORCHINDUCTOR_CACHE_DIR. Results go to
-`results/whole-step-cpu.json`, with an entry for each call.
+A measurement of a simpler graph than that of `TrainConfig(compile="step")`: see README.md. The cache is in
+$TORCHINDUCTOR_CACHE_DIR. Results go to `results/whole-step-cpu.json`, with an entry for each call.
 """
 import json
 import os
