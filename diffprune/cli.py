@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'prune', 'dedup', 'score', 'embed', 'balance', 'suggest_for', 'methods', 'datasets', 'study', 'plan',
-           'store_list', 'store_studies', 'store_verify', 'store_gc']
+           'store_list', 'store_studies', 'store_verify', 'store_gc', 'report']
 
 # %% ../nbs/cli.ipynb #cell-2
 import json
@@ -363,7 +363,11 @@ class _Training:
 
 # %% ../nbs/cli.ipynb #train-cls2
 @patch
-def can_go_on(self:_Training, found, kept, steps):
+def can_go_on(self:_Training,
+    found,  # catalogue of N images
+    kept,  # (N,) bool, those that are no duplicates; None: all
+    steps,  # all steps, those without training included
+):
     "Say what training costs. False for a dry run, if there is anything to train."
     if not self.steps: return True
     import numpy as np
@@ -381,8 +385,12 @@ def can_go_on(self:_Training, found, kept, steps):
     self.job.finish("nothing was trained, so what would stay is not known")
     return False
 
+# %% ../nbs/cli.ipynb #train-cls3
 @patch
-def values(self:_Training, method, at):
+def values(self:_Training,
+    method,  # record of a method
+    at,  # positions of the images it is given
+):
     "What a method's pruner is fitted to, for the images at some positions."
     from diffprune.core.store import Store
     from diffprune.study.own_images import trained_values
@@ -769,6 +777,77 @@ def _artifacts_of(store, names):
     if unknown := sorted(set(names) - known.keys()):
         raise ValueError(f"unknown study {unknown[0]!r}; the store has {', '.join(known) or 'none'}")
     return [h for n in names for h in known[n]["artifacts"]]
+
+# %% ../nbs/cli.ipynb #report-1
+@app.command()
+def report(
+    path:str = typer.Argument(..., help=_path.help),
+    choice:Path = typer.Argument(..., help="The table that `diffprune prune` wrote: CSV, parquet or JSON lines with id and kept."),
+    output:Path = typer.Option(..., "--output", "-o", help="FILE.html to write."),
+    layout:str = typer.Option("tsne", help="Of the map: tsne or pca."),
+    title:str = typer.Option("What was kept, and what was pruned", help="Title of the page."),
+    backbone:str | None = _method_backbone, image_size:int | None = _image_size, weights:Path | None = _weights,
+    device:str | None = _embed_device, splits:str | None = _splits, labels:str | None = _class_labels, stale:str | None = _stored_stale,
+    overwrite:bool = _overwrite, as_json:bool = _json, quiet:bool = _quiet,
+):
+    "Write a page about a choice: a map, filters, contact sheets, duplicates, shares and warnings, in one HTML file without a network."
+    job = _Job(path, [], None, backbone, image_size, weights, device, dict(splits=splits, labels=labels), stale,
+               overwrite, False, as_json, quiet)
+    with _in_one_line(): _report(job, choice, output, layout, title)
+
+def _report(job, choice, output, layout, title):
+    from diffprune.pruning.exports import Destination
+    from diffprune.report.choices import read_choice
+    from diffprune.report.html_report import LAYOUTS
+    with _usage():
+        if output.suffix.lower() not in (".html", ".htm"): raise ValueError(f"output {output}: a page is written as .html")
+        if layout not in LAYOUTS: raise ValueError(f"--layout {layout}: choose {' or '.join(LAYOUTS)}")
+        backbones = _backbones([], True, job.backbone)
+    job.outputs = [Destination("html", output.expanduser())]
+    job.check(backbones)
+    table = read_choice(choice)
+    found, _ = job.read(backbones)
+    table, file = _report_page(job, table, found, layout=layout, title=title)
+    if other := len(found) - len(table): job.say(f"{other:,} images are not in {choice} and not on the page")
+    size = f"{file.stat().st_size / 1e6:.1f} MB"
+    job.finish(f"a page of {size} about {len(table):,} images, {table.kept.sum():,} of them kept", kept=int(table.kept.sum()))
+
+# %% ../nbs/cli.ipynb #report-3
+def _held_out(job):
+    "Looks of the images that lie beside the training part in other splits, or None."
+    from dataclasses import fields
+
+    import numpy as np
+
+    from diffprune.data.datasets import dataset_config
+    from diffprune.features.feature_store import catalogue
+    from diffprune.features.inputs import input_form
+    from diffprune.features.looks import Looks
+    if (form := input_form(job.path)) not in ("folder", "name"): return None
+    name = job.path if form == "name" else Path(job.path).expanduser().resolve()
+    config = dataset_config(name, job.image_size or 224, **job.reading)
+    if not config.spec.describe: return None
+    counts = config.spec.describe(config, "train")["splits"]
+    found = [catalogue(config, split=s, progress=not job.quiet).looks for s in config.spec.splits if s != "train" and counts.get(s)]
+    return Looks(*(np.concatenate([getattr(x, f.name) for x in found]) for f in fields(Looks))) if found else None
+
+def _report_page(job, table, found, **more):
+    "The rows that are on the page, and its file."
+    import pandas as pd
+
+    from diffprune.features.duplicates import exact_copies, group_duplicates
+    from diffprune.report.html_report import pruning_report, small_originals
+    at = pd.Index(found.ids.astype(object), dtype=object).get_indexer(pd.Index(table["id"], dtype=object))
+    lost = (at < 0) & table["reason"].str.startswith("cannot be read").to_numpy(bool)
+    table, at = table[~lost].reset_index(drop=True), at[~lost]
+    if (gone := table["id"][at < 0]).size:
+        raise ValueError(f"{gone.size:,} of the {len(table):,} images of the table are not in {job.path}, such as {gone.iloc[0]!r}")
+    looks, X, small = found.looks.take(at), found.features[at], small_originals(found)
+    pixels = lambda positions: found.pixels(at[positions])
+    copies, twins = exact_copies(looks, pixels), group_duplicates(looks, table["id"], X, pixels)
+    file = pruning_report(table, job.outputs[0].path, lambda positions: small(at[list(positions)]), X, looks, copies, twins,
+                          _held_out(job), found.left_out, overwrite=job.overwrite, **more)
+    return table, file
 
 # %% ../nbs/cli.ipynb #cell-43
 if __name__ == "__main__" and "__file__" in globals(): app()

@@ -50,6 +50,9 @@ WRONG = {  # command -> parameter -> values that cannot work, as they are typed
     "suggest": {
         **{k: v for k, v in READING.items() if k != "overwrite"}, "features": FEATURES, "pruning_ratio": ["1", "-0.1", "nan", "x"],
         "max_loss": ["-0.1", "nan", "inf", "x"], "seed": ["-1", "x"]},
+    "report": {
+        **READING, "choice": ["FOLDER/nowhere.csv", "FOLDER", "FOLDER/a.png"], "layout": ["umap", ""], "title": [],
+        "output": ["FOLDER", "FOLDER/x.html", "FOLDER/a.png/x.html", "FOLDER/../kept.csv", ""]},
     "methods": {}, "datasets": {},
     "plan": {**STUDY, "estimate": NO_VALUE},
     "study": {
@@ -98,7 +101,8 @@ def typed(command, name, value, place):
     prune, single = dict(path="FOLDER", outputs="FOLDER/../kept.csv"), dict(path="FOLDER", output="FOLDER/../kept.csv")
     given = dict(prune=dict(prune, pruning_ratio="0.5"), dedup=prune, score=prune, balance=single,
                  embed=dict(path="FOLDER", output="FOLDER/../kept.npy"),
-                 suggest=dict(path="FOLDER")).get(command, {})
+                 suggest=dict(path="FOLDER"),
+                 report=dict(path="FOLDER", choice="FOLDER/../there.csv", output="FOLDER/../page.html")).get(command, {})
     if command == "study": given = dict(preset="smoke", methods="random", ratios="0.5", device="cpu")
     words = command.split()
     for n, v in {**given, name: value}.items():

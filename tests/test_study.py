@@ -5,7 +5,10 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pandas as pd
+import pytest
+from PIL import Image
 
 from diffprune.core.store import Store
 from diffprune.study.runs import Run
@@ -60,3 +63,13 @@ def test_results_name_their_backbone(store):
     assert (table.reason.str.contains("generated images") == table.value.isna()).all()
     assert study.missing() == []
     assert study.images(Run("random", 0.5, 7), 3).dtype == "uint8"
+
+
+@pytest.mark.parametrize("n, says", [(12, ["held-out FD (pixels) cannot be measured: needs at least 2 held-out images, there is 1"]),
+                                     (30, [])])
+def test_few_images_are_told_before_anything_is_made(tmp_path, n, says):
+    (tmp_path / "in").mkdir()
+    for i in range(n): Image.fromarray(np.full((16, 16, 3), 8 * i, np.uint8)).save(tmp_path / f"in/{i:02}.png")
+    study = Study(f"folder:{tmp_path}/in", "smoke", ["random"], metrics_backbone="pixels", overrides={"image_size": 16},
+                  store=Store(tmp_path / "store"), device="cpu", workers=1)
+    assert study.limits() == says and not list((tmp_path / "store").glob("*/*/artifact.json"))

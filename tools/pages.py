@@ -28,11 +28,13 @@ def chapters() -> dict:  # heading -> notebooks in the order of reading
     "Every notebook except the front page, wing by wing; of those on top, the ones that export a module are commands, the others figures."
     found = {wing: sorted((NBS / wing).glob("*.ipynb")) for wing in WINGS}
     notes, on_top = found.pop("notes"), {n: described(n)[2] for n in sorted(NBS.glob("*.ipynb")) if n.stem != "index"}
-    commands, figures = ([n for n, module in on_top.items() if bool(module) == exports] for exports in (True, False))
-    return {**found, "commands": commands, "notes": notes, "figures": figures}
+    worked = [n for n in on_top if n.stem in WORKED]
+    commands, figures = ([n for n, module in on_top.items() if bool(module) == exports and n not in worked] for exports in (True, False))
+    return {**found, "commands": commands, "your images": worked, "notes": notes, "figures": figures}
 
 
-ABOUT = {**WINGS, "commands": "The library in the terminal.",
+WORKED = ("report_pruning",)
+ABOUT = {**WINGS, "commands": "The library in the terminal.", "your images": "Notebooks for images of one's own; run by papermill.",
          "figures": "One notebook for each figure and table of the paper, its claims, and the errata; run by papermill."}
 
 

@@ -59,7 +59,8 @@ def _typed(name, value, wanted):
         if dict in kinds: value = _parse_settings(value)
     if list in kinds and type(value) is float: value = [value]  # one ratio; a whole number might be meant as a count of seeds
     if float in kinds and type(value) is int: value = float(value)
-    if type(value) is int and value < 1: raise ValueError(f"parameter {name} is {value}; it must be at least 1")
+    least = 0 if name == "seed" else 1
+    if type(value) is int and value < least: raise ValueError(f"parameter {name} is {value}; it must be at least {least}")
     if type(value) is list and not value: raise ValueError(f"parameter {name} is an empty list; leave it out for the usual ones")
     if type(value) in kinds: return value
     names = " or ".join("None" if k is type(None) else k.__name__ for k in kinds)
@@ -85,10 +86,11 @@ class Parameters(types.SimpleNamespace):
 # %% ../../nbs/report/01_figures.ipynb #cell-13
 def parameters(
     namespace:dict,  # the notebook's `globals()`
+    common:dict=_COMMON,  # name -> type of what all notebooks of the kind have; {} for one that is no figure of a study
     **further,  # name -> type of what this notebook has beside the common parameters, such as `methods=list | None`
 ) -> Parameters:
     "Check the parameters of a notebook. Raises `ValueError` for an unknown or missing name, `TypeError` for a value of another type."
-    expected, machinery = {**_COMMON, **further}, (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
+    expected, machinery = {**common, **further}, (types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type)
     for name, value in namespace.items():
         if name.startswith("_") or name in _INTERACTIVE or name in expected or isinstance(value, machinery): continue
         close = difflib.get_close_matches(name, expected, 1)

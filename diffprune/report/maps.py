@@ -53,11 +53,13 @@ def fit(self:FeatureMap,
 @patch
 def transform(self:FeatureMap,
     X,  # features (n, d), of any images
+    refine:bool=True,  # move each image to where it fits best; False: leave it in the middle of its neighbours, ten times as quick
 ) -> np.ndarray:  # (n, 2)
     "Places of features in the map; the map itself does not move."
     check_is_fitted(self, "map_")
-    X = check_features(X, min_samples=1, dtype=np.float32)
-    return np.asarray(self.map_.transform(self.pca_.transform(X), perplexity=min(5, self.perplexity)))
+    X, few = self.pca_.transform(check_features(X, min_samples=1, dtype=np.float32)), min(5, self.perplexity)
+    if not refine: return np.array(self.map_.prepare_partial(X, initialization="median", k=min(10, len(self.fitted_on_)), perplexity=few))
+    return np.asarray(self.map_.transform(X, perplexity=few))
 
 # %% ../../nbs/report/04_maps.ipynb #cell-12
 def nearest_cluster(

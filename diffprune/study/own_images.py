@@ -84,13 +84,20 @@ def _stage_of(pipeline, method, seed):
     "The last stage that a method needs: its scores, or the pre-training whose losses it takes."
     return pipeline.proxy(seed) if method.needs == "losses" else pipeline.scores(method.name, seed)
 
+def _check_enough(pipeline, method):
+    n, k = len(pipeline.found), pipeline.preset.proxy.n_surrogates
+    if method.needs == "surrogates" and n < k:
+        raise ValueError(f"{method.name} trains {k} models on parts of the images, and of {n_of(n, 'image')} there are too few; "
+                         "choose another method")
+
 def trained_values(
     pipeline:OwnPipeline,  # of N images
     method,  # record of a method that needs "proxy", "surrogates", "influence" or "losses"
     seed:int,  # of the pre-training
     context,  # where and how
 ) -> np.ndarray:  # (N,) scores, or (N, epochs) losses
-    "What the pruner of a method is fitted to, after the training that it takes."
+    "What the pruner of a method is fitted to, after the training that it takes. Raises a ValueError for too few images."
+    _check_enough(pipeline, method)
     artifact = materialise(_stage_of(pipeline, method, seed), context)
     if method.needs == "losses": return artifact.array("losses").mean(2).T
     return artifact.array("scores", mmap=False)
@@ -127,10 +134,7 @@ def training_cost(
     seconds:float=0.5,  # for each measurement
 ) -> TrainingCost:
     "What is missing in the store, and what that takes. Makes no artifact. Raises a ValueError for too few images."
-    for m in (m for m in methods if m.needs == "surrogates"):
-        if len(pipeline.found) < (k := pipeline.preset.proxy.n_surrogates):
-            raise ValueError(f"{m.name} trains {k} models on parts of the images, and there is {n_of(len(pipeline.found), 'image')}; "
-                             "choose another method")
+    for m in methods: _check_enough(pipeline, m)
     stages = {s.key(store).hash: s for m in methods for s in _stage_of(pipeline, m, seed).tree()}
     todo = [s for s in stages.values() if store.find(s.key(store)) is None]
     n, classes = len(pipeline.found), len(pipeline.found.classes) or None

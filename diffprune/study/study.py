@@ -241,6 +241,8 @@ def limits(self:Study) -> list:  # of str
     for run in (r for r in self.runs if r.pruned): self._check_run(run, n_train)
     n_real = n_train if p.reference == "train" else n_val
     few = unmeasurable(p.sample.n_samples, n_real, None, p.k_neighbours, p.k_density)
+    few |= {m: f"needs at least 2 {what} images, there is {n}" for m, what, n in
+            (("fd_train", "training", n_train), ("fd_heldout", "held-out", n_val)) if n == 1}
     said = {}
     for metric, reason in few.items(): said.setdefault(reason, []).append(metric_name(metric, self.pipeline.metrics_backbone))
     return [f"{', '.join(names)} cannot be measured: {reason}" for reason, names in said.items()]
