@@ -605,13 +605,12 @@ def suggest_for(
     with _in_one_line(): _suggest(job, pruning_ratio, max_loss, seed)
 
 def _suggest(job, pruning_ratio, max_loss, seed):
-    from diffprune.report.suggest import check_advice
+    from diffprune.report.suggest import check_advice, suggest
     with _usage():
         check_advice(pruning_ratio, max_loss)
         backbones = _backbones([], job.features is None, job.backbone)
     job.check(backbones)
     found, features_of = job.read(backbones)
-    from diffprune.report.suggest import suggest
     advice = suggest(features_of(backbones[0] if backbones else None), found.labels, pruning_ratio, max_loss, random_state=seed)
     if job.as_json: typer.echo(json.dumps(dict(job.said, **asdict(advice))))
     else: typer.echo(str(advice))

@@ -6,7 +6,8 @@ from notebooks import ROOT, papermill, run_here
 
 from diffprune.core.store import OWN_FOLDER
 
-NOTEBOOKS = sorted(n.stem for n in (ROOT / "nbs").glob("*.ipynb") if n.stem not in ("cli", "index", "worker", "report_pruning"))
+NOTEBOOKS = sorted(n.stem for n in (ROOT / "nbs").glob("*.ipynb") if n.stem not in ("cli", "index", "worker", "report_pruning")
+                   and not n.stem.startswith("worked_"))
 COMMON = dict(dataset="digits", preset="smoke", methods="random,cluster_lite0,cluster_lite0_inv", ratios="[0.5, 0.9]", seeds="[0, 1]")
 PARAMETERS = {  # what a notebook needs beyond `COMMON`; None leaves a parameter at its default
     "supp_vae_gan": dict(methods=None, ratios="[0.9]", seeds="[0]"),

@@ -15,7 +15,8 @@ NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 IN_WINGS = [n for w in WINGS for n in sorted((ROOT / "nbs" / w).glob("*.ipynb"))]
 ON_TOP = [n for n in NOTEBOOKS if n.parent.name == "nbs"]
 PROGRAMS = [ROOT / "nbs/cli.ipynb", ROOT / "nbs/worker.ipynb"]
-FIGURES = [n for n in ON_TOP if n not in PROGRAMS and n.stem != "index"]
+WORKED = [n for n in ON_TOP if n.stem.startswith("worked_")]
+FIGURES = [n for n in ON_TOP if n not in (*PROGRAMS, *WORKED) and n.stem != "index"]
 
 
 def module_of(path):
@@ -92,11 +93,29 @@ def test_figure_notebook_is_thin(path):
     code = [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
     assert len(code) <= 10
     assert not any(re.search(r"^def ", c.source, re.M) for c in code)
+    parameters_are_literals(code)
+
+
+def parameters_are_literals(code):
+    "One cell has the tag, and literals only, so that papermill can replace them."
     parameters = [c for c in code if "parameters" in c.metadata.get("tags", [])]
     assert len(parameters) == 1
-    for node in ast.parse(parameters[0].source).body:  # literals only, so that papermill can replace them
+    for node in ast.parse(parameters[0].source).body:
         assert isinstance(node, ast.Assign)
         ast.literal_eval(node.value)
+
+
+@pytest.mark.parametrize("path", WORKED, ids=lambda p: p.stem)
+def test_worked_notebook_is_a_text_with_short_cells(path):
+    cells = nbformat.read(path, 4).cells
+    code = [c for c in cells if c.cell_type == "code"]
+    parameters_are_literals(code)
+    assert "skip_exec: true" in cells[0].source, "run by papermill, not by nbdev_test"
+    assert "code code code" not in " ".join(c.cell_type for c in cells), "prose between cells"
+    long = [c.source.splitlines()[0] for c in code if len(c.source.splitlines()) > 20 and not re.match("from|import", c.source)]
+    assert not long, f"over 20 lines: {long}"
+    assert sum(c.source.count("assert ") + c.source.count("test_") for c in code) >= 4, "claims are asserted where they stand"
+    assert any("image/png" in o.get("data", {}) or "image/jpeg" in o.get("data", {}) for c in code for o in c.outputs), "plots are stored"
 
 
 def test_parameters_tag_survives_cleaning(tmp_path):

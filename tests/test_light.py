@@ -113,8 +113,9 @@ def test_wrong_values_are_refused_before_any_work(wrong, status, says, tmp_path,
 
 
 def test_a_folder_that_is_not_writable_is_told(tmp_path, monkeypatch, nothing_is_loaded):
-    def refuse(*args, dir=None, **kwargs): raise PermissionError(13, "Permission denied", str(dir))  # the superuser may write anywhere
-    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    def refuse(folder, *name): raise PermissionError(13, "Permission denied", str(folder))  # the superuser may write anywhere
+    monkeypatch.setattr("diffprune.pruning.exports._new_file", refuse)
     (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").touch()
     done = CliRunner().invoke(app, ["prune", str(tmp_path / "images"), "-r", "0.5", "-o", str(tmp_path / "new" / "kept.csv")])
     assert done.exit_code == 1 and f"{tmp_path}: Permission denied" in done.stderr

@@ -34,15 +34,16 @@ WRONG = {  # command -> parameter -> values that cannot work, as they are typed
     "prune": {
         **READING, "pruning_ratio": ["1.5", "-0.1", "1", "nan", "half"], "keep": ["0", "-3", "x", "2"],
         "min_distance": ["-1", "2", "nan", "x", "0.1"], "outputs": OUTPUTS, "features": FEATURES,
-        "method": ["best", "el2n", "cluster_vgg", "", "semdedup,cluster", "cluster:2", "random:0.1,cluster:0.5", "cluster_near_far"],
-        "clusters": ["0", "-1", "x"], "seed": ["-1", "x", "0.5"], "dedup": NO_VALUE, "keep_rule": ["newest", "", "first"],
+        "method": ["best", "cluster_vgg", "", "semdedup,cluster", "cluster:2", "random:0.1,cluster:0.5", "cluster_near_far"],
+        "preset": ["huge", "", "smoke"], "clusters": ["0", "-1", "x"], "seed": ["-1", "x", "0.5"],
+        "dedup": NO_VALUE, "keep_rule": ["newest", "", "first"],
         "dry_run": NO_VALUE},
     "dedup": {
         **READING, "outputs": OUTPUTS, "keep_rule": ["newest", ""], "by": ["name", ""], "max_distance": ["-0.1", "1", "nan", "x"],
         "max_bits": ["-1", "32", "x"], "dry_run": NO_VALUE},
     "score": {
-        **READING, "outputs": OUTPUTS, "features": FEATURES, "method": ["best", "el2n", "cluster:0.5", "random,cluster", ""],
-        "clusters": ["0", "x"], "seed": ["-1", "x"], "dry_run": NO_VALUE},
+        **READING, "outputs": OUTPUTS, "features": FEATURES, "method": ["best", "cluster:0.5", "random,cluster", ""],
+        "preset": ["huge", "", "smoke"], "clusters": ["0", "x"], "seed": ["-1", "x"], "dry_run": NO_VALUE},
     "embed": {**READING, "output": [*OUTPUTS, "FOLDER/../x.csv", "FOLDER/x.npy", "FOLDER/a.png/x.npy"]},
     "balance": {
         **READING, "output": [*OUTPUTS, "FOLDER/../kept.txt", "copy:FOLDER/../out"], "features": FEATURES, "by": ["size", ""],

@@ -56,7 +56,7 @@ def test_effects_are_log_ratios_of_the_means_over_seeds():
 def test_advice_by_the_three_rules(table, options, method, ratio):
     advice = suggest(FACTS, table=table, **options)
     assert isinstance(advice, Advice) and (advice.method, advice.pruning_ratio) == (method, ratio)
-    assert any(f"{seeds} seeds" in line and "[" in line for line in advice.reasons for seeds in (3,)), "an effect with its interval"
+    assert any("3 seeds" in line and "[" in line for line in advice.reasons), "an effect with its interval"
     assert "toy (1,000 images" in advice.limits[0]
 
 

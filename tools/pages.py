@@ -25,16 +25,17 @@ WINGS = {  # in the order of reading; every list of wings and notebooks below is
 
 
 def chapters() -> dict:  # heading -> notebooks in the order of reading
-    "Every notebook except the front page, wing by wing; of those on top, the ones that export a module are commands, the others figures."
+    "Every notebook except the front page, wing by wing; those on top are commands if they export a module, worked examples, or figures."
     found = {wing: sorted((NBS / wing).glob("*.ipynb")) for wing in WINGS}
     notes, on_top = found.pop("notes"), {n: described(n)[2] for n in sorted(NBS.glob("*.ipynb")) if n.stem != "index"}
-    worked = [n for n in on_top if n.stem in WORKED]
-    commands, figures = ([n for n, module in on_top.items() if bool(module) == exports and n not in worked] for exports in (True, False))
-    return {**found, "commands": commands, "your images": worked, "notes": notes, "figures": figures}
+    is_worked = lambda n: n.stem.startswith(("worked_", "report_"))
+    kinds = {n: "commands" if module else "worked" if is_worked(n) else "figures" for n, module in on_top.items()}
+    commands, worked, figures = ([n for n, k in kinds.items() if k == kind] for kind in ("commands", "worked", "figures"))
+    return {**found, "commands": commands, "worked examples": worked, "notes": notes, "figures": figures}
 
 
-WORKED = ("report_pruning",)
-ABOUT = {**WINGS, "commands": "The library in the terminal.", "your images": "Notebooks for images of one's own; run by papermill.",
+ABOUT = {**WINGS, "commands": "The library in the terminal.",
+         "worked examples": "A task from beginning to end, on bundled images: copy one, and put your own in their place.",
          "figures": "One notebook for each figure and table of the paper, its claims, and the errata; run by papermill."}
 
 

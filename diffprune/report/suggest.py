@@ -81,8 +81,9 @@ def describe_set(
     group = connected(len(part), near_by_features(part, 0.02))
     known = labels is not None and (np.asarray(labels) >= 0).any()
     if not known: labels = kmeans_by_key(part, np.arange(len(part)), random_state, min(n_clusters, max(2, len(part)//30))).labels_
-    return SetFacts(len(X), redundancy, growth, 1 - len(np.unique(group))/len(part), *evenness(labels)[:2],
-                    "classes" if known else "clusters", evenness(labels)[2], len(part))
+    even, smallest, n_groups = evenness(labels)
+    return SetFacts(len(X), redundancy, growth, 1 - len(np.unique(group))/len(part), even, smallest, "classes" if known else "clusters",
+                    n_groups, len(part))
 
 # %% ../../nbs/report/10_suggest.ipynb #00d9ce8d
 def measured_effects(
@@ -127,7 +128,7 @@ def collect_evidence(
         made = load_json(path.with_suffix(".json"))["made"]["kinds"]["model"]
         more = dict(dataset=dataset, preset=preset, n=facts.n, redundancy=round(facts.redundancy, 3), evenness=round(facts.evenness, 3),
                     backbone=table.query("metric == 'fd'").backbone.iloc[0], commits=" ".join(sorted(made)))
-        found.append(measured_effects(table).round(4).assign(**more))
+        found.append(measured_effects(table).query("seeds > 1").round(4).assign(**more))  # one seed has no interval
     if not found: raise FileNotFoundError(f"there is no fig1_fid_curves.csv below {folder}: draw the figures first, make redraw")
     return pd.concat(found, ignore_index=True)
 
@@ -152,16 +153,14 @@ def _affordable(table, max_loss):
 
 def _decide(table, max_loss, ratio):
     "Method and ratio by the three rules."
-    better, cheap = _candidates(table), _affordable(table, max_loss)
-    ratios = sorted(table.pruning_ratio.unique())
+    better, ratios = _candidates(table), sorted(table.pruning_ratio.unique())
+    best = lambda at, allowed: min(((gain, m) for (m, r), gain in better.items() if r == at and (m, r) in allowed), default=(0, None))[1]
     if ratio is not None:
         at = min(ratios, key=lambda r: abs(r - ratio))
-        found = [(gain, m) for (m, r), gain in better.items() if r == at]
-        return (min(found)[1] if found else "random"), at
+        return best(at, better) or "random", at
+    cheap = _affordable(table, max_loss)
     for at in reversed(ratios):
-        found = [(gain, m) for (m, r), gain in better.items() if r == at and (m, r) in cheap]
-        if found: return min(found)[1], at
-        if ("random", at) in cheap: return "random", at
+        if method := best(at, cheap) or ("random" if ("random", at) in cheap else None): return method, at
     return None, 0.0
 
 # %% ../../nbs/report/10_suggest.ipynb #9c5acbbf
