@@ -452,7 +452,7 @@ def _compile_step(self:Trainer):
     try: self._whole = _WholeStep(self)
     except NotCompiledError as e:
         self._whole = False
-        log.warning("the training step is not compiled: %s", e)
+        if self.rank == 0: log.warning("the training step is not compiled: %s", e)
 
 @patch
 def train_step(self:Trainer):

@@ -181,8 +181,9 @@ def _pretraining(self:Pipeline, kind, make, seed, *without, **more):
     "A stage of pre-training, with the settings that it uses, and without the usual precision."
     proxy = {k: v for k, v in asdict(self.preset.proxy).items() if k not in without and (k, v) != ("precision", "no")}
     inputs = dict(latents=self.latents(), images=self.images())
-    settings = dict(self._diffusion(seed), proxy=proxy, **more)
-    return Stage(kind, settings, inputs, make, version=2, resumable=True, parallel=True, how=self._how)
+    settings, compile = dict(self._diffusion(seed), proxy=proxy, **more), self.preset.train.compile
+    how = dict(compile="auto" if compile == "step" else compile)  # few steps with all cores, which need a graph of their own
+    return Stage(kind, settings, inputs, make, version=2, resumable=True, parallel=True, how=how)
 
 # %% ../../nbs/study/03_pipeline.ipynb #f73278d5
 @patch

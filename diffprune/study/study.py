@@ -87,12 +87,13 @@ class Study:
         methods = settings.methods if methods is None else methods
         metrics_backbone = settings.metrics_backbone if metrics_backbone is None else metrics_backbone
         self.runs, self.devices = grid(methods, ratios, seeds), study_devices(device)
+        self._open = settings.train.compile == "auto"
         settings = replace(settings, train=settle_compile(settings.train, len(self.runs), self.devices[0]))
         parse_backbone(metrics_backbone)
         self.pipeline = make_pipeline(config, settings, metrics_backbone, weights, stale)
         self.store = store or Store()
         self._stages, self._finished, self._looked = None, set(), {}  # of `stages`; hashes that `done` found, and when it looked at others
-        self._warned = False
+        self._warned, self._left = False, len(self.runs)
         self.device = self.devices[0]  # of what all runs share
         self.workers = len(self.devices)*(workers or default_workers(self.device, len(self.runs)))
         self.arguments = dict(
@@ -146,11 +147,12 @@ def _recorded(self:Study, stage):
 # %% ../../nbs/study/07_study.ipynb #b29e3aa7
 @patch
 def plan(self:Study,
-    estimate:bool=False,  # time this machine for up to about a minute, and add device_hours, gib, working_gib and note
+    estimate:bool=False,  # time this machine for a minute, two if a step is compiled; adds device_hours, gib, working_gib, note
     progress:bool=True,  # show a progress bar while timing
 ) -> pd.DataFrame:  # one row per stage: kind, hash, cached, stale; what is cached costs nothing
     "What the study consists of, what of it is in the store already and, if asked for, what the rest costs. Makes no artifact."
     stages, here = self.planned()
+    if estimate and here and self._settle(len(self.missing())): stages, here = self.planned()
     keys = [s.key(self.store) for s in stages]
     in_store = [here and (self.store.root/k.name).is_dir() for k in keys]
     stale = [there and bool(self.freshness.reasons(self._recorded(s), s.makes)) for there, s in zip(in_store, stages)]
@@ -160,7 +162,8 @@ def plan(self:Study,
     if not estimate: return table
     size, counts = self.pipeline.config.image_size, count_images(self.pipeline.config, self.store)
     todo = [s for s, cached in zip(stages, table.cached) if not cached]
-    costs = estimate_costs(todo, Machine(counts, size, self.device), progress)
+    how = dict(compiled_in=self.store.root/"compiled", threads=max(1, (os.cpu_count() or 1)//self.workers))
+    costs = estimate_costs(todo, Machine(counts, size, self.device, **how), progress)
     numbers, found = ["device_hours", "gib", "working_gib"], table.join(costs.set_index(table.index[~table.cached]))
     found.loc[found.cached, numbers] = 0.0
     return found.assign(note=found.note.astype(object).fillna("")).astype(dict.fromkeys(numbers, float))
@@ -230,6 +233,18 @@ def missing(self:Study) -> list:  # of Run
     absent = lambda run: not self._there(self.measured(run))
     return [self.runs[i] for i in agree(lambda: [i for i, run in enumerate(self.runs) if absent(run)])]
 
+# %% ../../nbs/study/07_study.ipynb #5e0f1b01
+@patch
+def _settle(self:Study, left):
+    "Decide for so many runs whether training steps are compiled, where that was left open: True if it changed. Addresses stay."
+    before, self._left = self.pipeline, left
+    train = settle_compile(replace(before.preset.train, compile="auto"), left, self.device) if self._open else before.preset.train
+    if train == before.preset.train: return False
+    self.pipeline, self._stages = replace(before, preset=replace(before.preset, train=train)), None
+    self.pipeline._made.update({k: v for k, v in before._made.items() if isinstance(v, Freshness)})  # what was told stays told
+    return True
+
+
 # %% ../../nbs/study/07_study.ipynb #de9f0002
 @patch
 def limits(self:Study) -> list:  # of str
@@ -294,7 +309,8 @@ def worker_arguments(self:Study,
 ) -> str:  # JSON
     "What `study_of_worker` needs."
     stale = "recompute" if self.pipeline.stale == "recompute" else "use"  # this process warns
-    return json.dumps(dict(study=self.arguments, stale=stale, store=str(self.store.root), device=device, plugins=self.plugins()))
+    facts = dict(study=self.arguments, stale=stale, store=str(self.store.root), device=device, left=self._left)
+    return json.dumps(dict(facts, plugins=self.plugins()))
 
 def study_of_worker(
     arguments:str,  # JSON, of `Study.worker_arguments`
@@ -302,7 +318,9 @@ def study_of_worker(
     "The study of a worker, with what the user registered. Raises `ModuleNotFoundError` for a module that cannot be imported."
     a = json.loads(arguments)
     for name in a["plugins"]: importlib.import_module(name)
-    return Study(**a["study"], store=Store(a["store"]), device=a["device"], workers=1, stale=a["stale"])
+    study = Study(**a["study"], store=Store(a["store"]), device=a["device"], workers=1, stale=a["stale"])
+    study._settle(a["left"])
+    return study
 
 def work(
     arguments:str,  # JSON, of `Study.worker_arguments`
@@ -404,6 +422,7 @@ def run(self:Study,
     "Compute what is missing. Raises `RuntimeError` with a worker's traceback if a run fails; what was finished stays."
     progress = start(self.device).rank == 0 and progress
     agree(lambda: self.check(force=force))
+    self._settle(len(self.runs) if force else len(self.missing()))
     for line in agree(self.limits):
         if progress: print(line)
     agree(self.record)
