@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import torch
+from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from ..core.store import Store
@@ -109,6 +110,25 @@ def _operations_per_second(
     x = torch.randn(size, size, generator=torch.Generator().manual_seed(0)).to(device)
     return size**3/_seconds_of(lambda: x @ x, budget, device)
 
+# %% ../../nbs/study/05_costs.ipynb #7c0de501
+@contextlib.contextmanager
+def _threads(n):
+    "Inside, PyTorch computes with n threads, or as before for None."
+    before = torch.get_num_threads()
+    torch.set_num_threads(n or before)
+    try: yield
+    finally: torch.set_num_threads(before)
+
+def _time_step(trainer, budget, device):
+    "Seconds (a, c) of a training step; those of a compiled one are all in a, as its graph has one size of batch."
+    batch = trainer.cfg.batch_size
+    def step(b):
+        if b != trainer.cfg.batch_size: trainer.resize(b)
+        trainer.train_step()
+    if trainer.cfg.compile != "step": return seconds_by_batch(step, batch, budget, device)
+    step(batch)  # compiles, which is not part of a step
+    return _seconds_of(lambda: step(batch), budget, device), 0.0
+
 # %% ../../nbs/study/05_costs.ipynb #cell-17
 def _time_vqvae(
     model:dict, train:dict,  # settings of a stage of the VQ-VAE
@@ -132,25 +152,7 @@ def _time_vqvae(
         found["decode"] = seconds_by_batch(decode, 64, budget, device)[1]
     return dict(found, latent_shape=list(z.shape[1:]))
 
-@contextlib.contextmanager
-def _threads(n):
-    "Inside, PyTorch computes with n threads, or as before for None."
-    before = torch.get_num_threads()
-    torch.set_num_threads(n or before)
-    try: yield
-    finally: torch.set_num_threads(before)
-
 def _trainer_device(device): return "cpu" if str(device) == "cpu" else None
-
-def _time_step(trainer, budget, device):
-    "Seconds (a, c) of a training step; those of a compiled one are all in a, as its graph has one size of batch."
-    batch = trainer.cfg.batch_size
-    def step(b):
-        if b != trainer.cfg.batch_size: trainer.resize(b)
-        trainer.train_step()
-    if trainer.cfg.compile != "step": return seconds_by_batch(step, batch, budget, device)
-    step(batch)  # compiles, which is not part of a step
-    return _seconds_of(lambda: step(batch), budget, device), 0.0
 
 # %% ../../nbs/study/05_costs.ipynb #cell-19
 def _free_memory(
@@ -286,11 +288,13 @@ class Machine:
         how = dict(device=self.device, budget=self.budget, compile=compile, compiled_in=self.compiled_in, threads=self.threads)
         return self._once(("dit", key), lambda: time_dit(arch, settings["train"], dropout, **how))
 
-    def backbone(self,
-        name:str,  # of the backbone
-    ) -> tuple:  # seconds per image, width of the features
-        "Times of a backbone."
-        return self._once(("backbone", name), lambda: _time_backbone(name, self.image_size, self.device, self.budget))
+# %% ../../nbs/study/05_costs.ipynb #7c0de506
+@patch
+def backbone(self:Machine,
+    name:str,  # of the backbone
+) -> tuple:  # seconds per image, width of the features
+    "Times of a backbone."
+    return self._once(("backbone", name), lambda: _time_backbone(name, self.image_size, self.device, self.budget))
 
 # %% ../../nbs/study/05_costs.ipynb #cell-31
 @dataclass(frozen=True)
