@@ -27,7 +27,7 @@ from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, is_dataclass
 from datetime import datetime, timedelta, timezone
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib import metadata
 from pathlib import Path
 
@@ -273,9 +273,9 @@ class Key:
 
     def __post_init__(self): _check_kind(self.kind)
 
-    @property
+    @cached_property
     def hash(self) -> str:
-        "16 hexadecimal digits that identify the recipe."
+        "16 hexadecimal digits that identify the recipe, reckoned once."
         return digest([self.kind, self.version, self.settings, self.inputs])
 
     @property

@@ -12,6 +12,7 @@ import os
 import re
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from functools import lru_cache
@@ -92,7 +93,8 @@ class Study:
         parse_backbone(metrics_backbone)
         self.pipeline = make_pipeline(config, settings, metrics_backbone, weights, stale)
         self.store = store or Store()
-        self._stages, self._finished, self._looked = None, set(), {}  # of `stages`; hashes that `done` found, and when it looked at others
+        self._stages, self._ends = None, None  # of `stages`; hashes that the runs end in
+        self._finished, self._looked = set(), {}  # hashes that `done` found, and when it looked at others
         self._warned, self._left = False, len(self.runs)
         self.device = self.devices[0]  # of what all runs share
         self.workers = len(self.devices)*(workers or default_workers(self.device, len(self.runs)))
@@ -334,15 +336,24 @@ def work(
 @patch
 def done(self:Study) -> tuple:  # finished stages, all stages, finished runs, all runs
     "How far the study is, from the names in the store; cheap."
-    self._finished |= {h for h, s in self.stages().items() if h not in self._finished and self._ended(s)}
-    ends = [self.measured(r).key(self.store).hash for r in self.runs]
-    return len(self._finished), len(self.stages()), sum(h in self._finished for h in ends), len(self.runs)
+    stages = self.stages()
+    self._finished |= self._ended({h: s for h, s in stages.items() if h not in self._finished})
+    if self._ends is None: self._ends = [self.measured(r).key(self.store).hash for r in self.runs]
+    return len(self._finished), len(stages), sum(h in self._finished for h in self._ends), len(self.runs)
 
 @patch
-def _ended(self:Study, stage):
-    "Whether the artifact of a stage is there and, if stale ones are made anew, is new; a file is read only after it has changed."
+def _ended(self:Study, stages):
+    "The hashes of stages whose artifacts are there, from one listing per kind, and are new if stale ones are made anew."
+    there = set()
+    for kind in {s.kind for s in stages.values()}:
+        with suppress(FileNotFoundError, NotADirectoryError): there.update((kind, name) for name in os.listdir(self.store.root/kind))
+    found = [h for h, s in stages.items() if (s.kind, h) in there]
+    return {h for h in found if self.pipeline.stale != "recompute" or self._is_new(stages[h])}
+
+@patch
+def _is_new(self:Study, stage):
+    "Whether an artifact will do where stale ones are made anew; a file is read only after it has changed."
     path = self.store.root/stage.key(self.store).name
-    if self.pipeline.stale != "recompute": return path.is_dir()
     try: seen = (path/"artifact.json").stat()
     except OSError: return False
     seen, before = (seen.st_mtime_ns, seen.st_ino), self._looked.get(path)
