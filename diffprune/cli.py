@@ -1011,7 +1011,7 @@ def study(
 def plan(
     dataset:str = _dataset, preset:str = _preset, methods:str | None = _methods, ratios:str = _ratios, seeds:str = _seeds,
     metrics_backbone:str | None = _backbone, root:Path | None = _root, workers:int | None = _workers, device:str | None = _device,
-    estimate:bool = typer.Option(True, help="Time this machine for up to about a minute and estimate hours and disk."),
+    estimate:bool = typer.Option(True, help="Time this machine for a minute or two and estimate hours and disk."),
     stale:str = _stale,
 ):
     "Show the stages of a study, which are in the store already, and what the rest costs on this machine; make nothing."
