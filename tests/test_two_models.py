@@ -34,16 +34,16 @@ def by_hand(small, large, x, y, n, switch, scale):
     return x
 
 
-@given(n=st.integers(1, 40), switch=st.floats(0, 1), scale=st.sampled_from([1., 2.5]))
-@settings(max_examples=25, deadline=None)
+@given(n=st.integers(1, 12), switch=st.floats(0, 1), scale=st.sampled_from([1., 2.5]))
+@settings(max_examples=12, deadline=None)
 def test_a_pair_is_eulers_method_with_two_velocities(n, switch, scale):
     if min(abs(i/n - switch) for i in range(n + 1)) < 1e-5: return  # a matter of rounding, below
     found = sample_ode(TwoModels(SMALL, LARGE, switch), X, Y, n_steps=n, cfg_scale=scale)
     torch.testing.assert_close(found, by_hand(SMALL, LARGE, X, Y, n, switch, scale), atol=1e-3, rtol=1e-3)
 
 
-@given(n=st.integers(1, 300), data=st.data())
-@settings(max_examples=60, deadline=None)
+@given(n=st.integers(1, 120), data=st.data())
+@settings(max_examples=15, deadline=None)
 def test_a_switch_on_the_grid_is_reached_in_spite_of_rounding(n, data):
     k = data.draw(st.integers(0, n))
     assert switch_steps(n, k/n) == (k, n - k)
@@ -71,20 +71,22 @@ def test_any_pair_on_the_same_latents():
     for small in (BLIND, SMALL, model(4, patch_size=4)):
         pair = TwoModels(small, LARGE, .5)
         assert torch.equal(guided_velocity(pair, X, t, Y, 3.), guided_velocity(LARGE, X, t, Y, 3.))
-        assert sample_latents(pair, range(7), (4, 4, 4), 0, torch.zeros(7, dtype=torch.long), 3, progress=False, n_steps=4, cfg_scale=2.).isfinite().all()
+        labels = torch.zeros(7, dtype=torch.long)
+        drawn = sample_latents(pair, range(7), (4, 4, 4), 0, labels, 3, progress=False, n_steps=4, cfg_scale=2.)
+        assert drawn.shape == (7, 4, 4, 4) and drawn.isfinite().all()
     early = guided_velocity(TwoModels(BLIND, LARGE, .5), X, t*0, Y, 3.)
     torch.testing.assert_close(early, predict_velocity(BLIND, X, t*0), atol=1e-5, rtol=1e-5)  # no labels, so nothing to guide
 
 
 @pytest.mark.parametrize("small, switch, said", [
-    (model(input_size=8), .5, "same latents"), (model(in_channels=3), .5, "same latents"), (model(num_classes=5), .5, "5 classes"),
+    (model(input_size=8), .5, "on the same"), (model(in_channels=3), .5, "on the same"), (model(num_classes=5), .5, "5 classes"),
     (SMALL, -.1, "switch is -0.1"), (SMALL, float("nan"), "switch is nan"), (SMALL, True, "switch is True"), (SMALL, None, "switch is None")])
 def test_what_cannot_be_joined(small, switch, said):
     with pytest.raises(ValueError, match=said): TwoModels(small, LARGE, switch)
 
 
 @given(a=st.floats(0, 1), b=st.floats(0, 1), n=st.integers(1, 8))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_a_segment_runs_from_one_time_to_the_other(a, b, n):
     x = X.double()
     for i in range(n):
@@ -94,10 +96,10 @@ def test_a_segment_runs_from_one_time_to_the_other(a, b, n):
 
 
 def test_there_and_back_again():
-    tight = dict(method="dopri5", rtol=1e-7, atol=1e-7)
+    tight = dict(method="dopri5", rtol=1e-6, atol=1e-6)
     m = model(1, hidden_size=32, depth=2).double()
     back = sample_ode(Segment(m, 1., .4), X.double(), Y, **tight)
-    torch.testing.assert_close(sample_ode(Segment(m, .4, 1.), back, Y, **tight), X.double(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(sample_ode(Segment(m, .4, 1.), back, Y, **tight), X.double(), atol=1e-3, rtol=1e-3)
     assert (back - X).abs().max() > .1
 
 
@@ -149,7 +151,7 @@ def test_the_large_model_has_no_seam_and_training_closes_one(tmp_path):
     ends = {}
     for weight in (1e-9, 1.):
         m = model(0).requires_grad_(True)
-        cfg = TrainConfig(steps=40, batch_size=5, lr=1e-2, log_every=10, ema_decay=None)
+        cfg = TrainConfig(steps=25, batch_size=5, lr=2e-2, log_every=10, ema_decay=None)
         log = Trainer(m, partial(seam_loss, switch=.5, weight=weight), batch, cfg, device="cpu").fit(progress=False)
         ends[weight] = log.seam.iloc[-1]
     assert ends[1.] < .6*ends[1e-9]
@@ -173,4 +175,5 @@ def test_costs_are_counted():
 def test_noise_decides_the_sample_whatever_the_pair():
     shape, ids = (4, 4, 4), [3, 1]
     one = sample_latents(TwoModels(SMALL, LARGE, .6), ids, shape, 0, Y[:2], progress=False, n_steps=5)
-    torch.testing.assert_close(one, sample_ode(TwoModels(SMALL, LARGE, .6), sample_noise(ids, shape, 0), Y[:2], n_steps=5), atol=1e-5, rtol=1e-5)
+    other = sample_ode(TwoModels(SMALL, LARGE, .6), sample_noise(ids, shape, 0), Y[:2], n_steps=5)
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)

@@ -32,7 +32,7 @@ def _check_pair(small, large, switch):
         raise ValueError(f"switch is {switch!r}; it must be a time in [0, 1]: 0 is the large model alone, 1 the small one")
     shapes = [_latents_of(m) for m in (small, large)]
     if None not in shapes and shapes[0] != shapes[1]:
-        raise ValueError(f"the small model takes latents of shape {shapes[0]}, the large one {shapes[1]}; both must work on the same latents")
+        raise ValueError(f"the small model takes latents of shape {shapes[0]}, the large one {shapes[1]}; both must work on the same ones")
     classes = [getattr(m, "num_classes", 0) for m in (small, large)]
     if all(classes) and classes[0] != classes[1]:
         raise ValueError(f"the small model knows {classes[0]} classes, the large one {classes[1]}; their labels mean different things")
@@ -118,7 +118,8 @@ def write_seam(
     device:torch.device|str="cpu",  # where the model is
     progress:bool=True,  # show a bar
 ):
-    "Carry data back to the seam with the large model; write where they arrive and its velocities there. Raises `ValueError` for bad settings."
+    """Carry data back to the seam with the large model; write where they arrive and its velocities there.
+    Raises `ValueError` for a switch time without a seam, or if there are not as many labels as latents."""
     if not 0 < switch < 1: raise ValueError(f"switch is {switch}; a seam lies strictly between 0 and 1")
     if y is not None and len(y) != len(latents): raise ValueError(f"{len(latents)} latents but {len(y)} labels")
     names, folder = ["seam_point", "seam_velocity", *([] if y is None else ["seam_free"])], Path(folder)
