@@ -40,4 +40,4 @@ def mind(
     for i in tqdm(range(0, n_directions, block), desc="directions", disable=not progress):
         x, y = (np.sort(A.astype(np.float64) @ u[:, i:i + block], 0) for A in (X, Y))
         total += np.square(x - y).sum()
-    return 3*d*total/(n*n_directions)
+    return float(3*d*total/(n*n_directions))
