@@ -80,7 +80,8 @@ def test_any_pair_on_the_same_latents():
 
 @pytest.mark.parametrize("small, switch, said", [
     (model(input_size=8), .5, "on the same"), (model(in_channels=3), .5, "on the same"), (model(num_classes=5), .5, "5 classes"),
-    (SMALL, -.1, "switch is -0.1"), (SMALL, float("nan"), "switch is nan"), (SMALL, True, "switch is True"), (SMALL, None, "switch is None")])
+    (SMALL, -.1, "switch is -0.1"), (SMALL, float("nan"), "switch is nan"), (SMALL, True, "switch is True"),
+    (SMALL, None, "switch is None")])
 def test_what_cannot_be_joined(small, switch, said):
     with pytest.raises(ValueError, match=said): TwoModels(small, LARGE, switch)
 

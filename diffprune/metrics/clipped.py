@@ -56,7 +56,8 @@ def clipped_density_coverage(
     "Return clipped density and coverage; raise `ValueError` on bad features or `k` (arXiv 2507.01761)."
     generated, real = check_feature_pair(generated, real, 1)
     most = min(len(real) - 1, len(generated))
-    if not 1 <= k <= most: raise ValueError(f"k must lie in [1, {most}] for {len(generated)} generated and {len(real)} real samples, got {k}")
+    if not 1 <= k <= most:
+        raise ValueError(f"k must lie in [1, {most}] for {len(generated)} generated and {len(real)} real samples, got {k}")
     radii = ball_radii(real, k, **search) if real_radii is None else np.asarray(real_radii, np.float64)
     if radii.shape != (len(real),):
         raise ValueError(f"real_radii must have shape ({len(real)},), one for each real sample, got {radii.shape}")

@@ -25,7 +25,8 @@ def by_sample_size(
 ) -> pd.DataFrame:  # one row per metric and size: metric, n, mean, std over the repetitions (NaN for one)
     "Return what metrics say of samples of several sizes; raise `ValueError` for no repetition, or a size below 2."
     sizes, rows = [int(n) for n in sizes], []
-    if repeats < 1 or min([n_real, *sizes]) < 2: raise ValueError(f"repeats must be at least 1 and sizes at least 2, got {repeats} and {sizes}")
+    if repeats < 1 or not sizes or min(n_real, *sizes) < 2:
+        raise ValueError(f"repeats must be at least 1 and sizes at least 2, got {repeats} and {sizes}, against {n_real}")
     for n, r in tqdm([(n, r) for n in sizes for r in range(repeats)], desc="sample sizes", disable=not progress):
         rng = np.random.default_rng([random_state, n, r])
         real, generated = draw(n_real, rng), (flawed or draw)(n, rng)

@@ -28,7 +28,8 @@ from .study import Study
 # %% ../../nbs/study/11_further_metrics.ipynb #cb193719
 FURTHER_METRICS = {
     "clipped_density": "clipped density", "clipped_coverage": "clipped coverage", "mind": "MIND", "cmmd": "MMD",
-    "fd_class_mean": "FD, mean of classes", "fd_train_equal": "train FD, to as many as are held out", "fd_gap": "held-out FD − train FD"}  # metric -> its name
+    "fd_class_mean": "FD, mean of classes", "fd_train_equal": "train FD, to as many as are held out", "fd_gap": "held-out FD − train FD",
+}  # metric -> its name
 
 def further_name(
     metric:str,  # a key of `FURTHER_METRICS`
@@ -71,8 +72,9 @@ def _make_further(stage, artifacts, folder, context):
     found, reasons, table = _values(X[keep], np.asarray(labels)[keep], real[s["reference"]], real_labels, splits, s, device)
     rows = {m: dict(value=v) if np.isfinite(v) else dict(value=None, reason=reasons.get(m, f"came out as {v}")) for m, v in found.items()}
     save_json(folder/"further.json", dict(metrics=rows, n_generated=len(keep)))
-    if table is not None: save_json(folder/"classes.json", [dict(r, value=None if math.isnan(r["value"]) else r["value"])
-                                                           for r in table.reset_index().to_dict("records")])
+    if table is None: return
+    rows = table.reset_index().to_dict("records")
+    save_json(folder/"classes.json", [dict(r, value=None if math.isnan(r["value"]) else r["value"]) for r in rows])
 
 # %% ../../nbs/study/11_further_metrics.ipynb #523b59cd
 def further_stage(
