@@ -87,7 +87,7 @@ def test_figure_1_says_what_is_wrong_before_work_begins(parameters, message, mon
     ("supp_vae_gan", dict(methods="grand"), "random pruning"),
     ("lfm_likeness", dict(seeds="[0]"), "two seeds are needed"),
     ("lfm_likeness", dict(other_size="DiT-N/2"), "already"),
-    ("lfm_likeness", dict(method="random_inv"), "has an inverse"),
+    ("lfm_likeness", dict(method="random_inv"), "unknown method 'random_inv_inv'"),
     ("lfm_two_models", dict(switches="[0.5, 1.5]"), "switches is"),
     ("lfm_two_models", dict(small="DiT-Q/2"), "choose from"),
     ("lfm_two_models", dict(large="DiT-Q/2"), "dit is"),

@@ -114,25 +114,25 @@ def likeness_stages(
         "Gaussian halves": tuple(gaussian_samples(p, h) for h in halves)}
 
 # %% ../../nbs/study/13_likeness_controls.ipynb #18517c18
+def _halves(labels):
+    "Two disjoint halves of the positions, equally many of each class in both; an odd one is left out."
+    own = [np.flatnonzero(labels == c) for c in np.unique(labels)]
+    return (np.concatenate([rows[:len(rows)//2] for rows in own]), np.concatenate([rows[len(rows)//2:len(rows)//2*2] for rows in own]))
+
 def likeness_features(
     study:Study,  # as for `likeness_stages`
     dit:str,  # as for `likeness_stages`
     backbone:str|None=None,  # as for `Study.features`
     method:str="random",  # as for `likeness_stages`
-) -> tuple:  # dict: name of the pair -> two arrays (n, d); classes (n,), -1 where models know none; hashes of the images by name
+) -> tuple:  # dict: name of the pair -> two arrays (n, d) and classes (n,), -1 where models know none; hashes of the images by name
     "Features of all pairs, computing first what is missing. Raises what `likeness_stages` raises."
     pairs, context = likeness_stages(study, dit, method), study.context(progress=False)
     study.warn_stale([s for pair in pairs.values() for s in pair])
     of = lambda stage: materialise(study.pipeline.compared(stage, backbone), context).array("features")
-    found = {name: tuple(map(of, pair)) for name, pair in pairs.items()}
     labels = np.asarray(materialise(pairs["seed"][0], context).array("labels"))
-    order = np.lexsort((np.arange(len(labels)), labels))
-    shifted = np.empty_like(order)
-    for c in np.unique(labels):
-        own = order[labels[order] == c]
-        shifted[own] = np.roll(own, 1)
-    a, b = found["seed"]
-    found["permuted"] = a, np.asarray(b)[shifted]
+    found, (first, second) = {name: (*map(of, pair), labels) for name, pair in pairs.items()}, _halves(labels)
+    a, b, _ = found["seed"]
+    found["permuted"] = np.asarray(a)[first], np.asarray(b)[second], labels[first]
     hashes = {name: pair[1].key(study.store).hash for name, pair in pairs.items()} | {"permuted": pairs["seed"][1].key(study.store).hash}
     study.record(list(dict.fromkeys([s.key(study.store).hash for pair in pairs.values() for s in pair])))
-    return found, labels, hashes
+    return found, hashes
