@@ -8,6 +8,7 @@ __all__ = ['GaussianFlow']
 # %% ../../nbs/models/07_gaussian_flow.ipynb #3373b38b
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 # %% ../../nbs/models/07_gaussian_flow.ipynb #70d1537a
@@ -24,7 +25,8 @@ def _moments(
 
 # %% ../../nbs/models/07_gaussian_flow.ipynb #b94670df
 class GaussianFlow(nn.Module):
-    "The flow-matching velocity of Gaussian data, in closed form. Raises `ValueError` for no latents, or a class without any."
+    """The flow-matching velocity of Gaussian data, in closed form; takes 4 D² bytes for each class and for all of them together.
+    Raises `ValueError` for no latents, or a class without any."""
     def __init__(self,
         latents,  # (N, C, H, W), normalised; array or memory map
         labels=None,  # classes (N,), integers in [0, num_classes)
@@ -54,22 +56,25 @@ class GaussianFlow(nn.Module):
         def velocity(z, mean, basis, variance, t): return mean + (along(variance, t)*((z - t*mean) @ basis)) @ basis.T
         return self._by_class(x, y, force_drop_ids, velocity, t)
 
-    def endpoint(self,
-        x_0:Tensor,  # noise (B, C, H, W)
-        y:Tensor|None=None,  # labels (B,)
-    ) -> Tensor:  # (B, C, H, W), where the flow ends
-        "The sample at t = 1, without a solver."
-        def end(z, mean, basis, variance, t): return mean + (variance.sqrt()*(z @ basis)) @ basis.T
-        return self._by_class(x_0, y, None, end, torch.ones(len(x_0)))
+# %% ../../nbs/models/07_gaussian_flow.ipynb #f05a7841
+@patch
+def _by_class(self:GaussianFlow, x, y, drop, fn, t):
+    "Apply `fn` to the flattened rows of each class."
+    if bool(self.num_classes) != (y is not None): raise ValueError("labels are needed, and only if the model was fitted with labels")
+    own = torch.full((len(x),), self.num_classes, device=x.device) if y is None else y.clone()
+    if drop is not None: own[drop.bool()] = self.num_classes
+    flat, t = x.flatten(1), t.to(x)[:, None]
+    out = torch.empty_like(flat)
+    for c in own.unique().tolist():
+        rows = own == c
+        out[rows] = fn(flat[rows], *(v[c].to(x) for v in (self.mean, self.basis, self.variance)), t[rows])
+    return out.view_as(x)
 
-    def _by_class(self, x, y, drop, fn, t):
-        "Apply `fn` to the flattened rows of each class."
-        if bool(self.num_classes) != (y is not None): raise ValueError("labels are needed, and only if the model was fitted with labels")
-        own = torch.full((len(x),), self.num_classes, device=x.device) if y is None else y.clone()
-        if drop is not None: own[drop.bool()] = self.num_classes
-        flat, t = x.flatten(1), t.to(x)[:, None]
-        out = torch.empty_like(flat)
-        for c in own.unique().tolist():
-            rows = own == c
-            out[rows] = fn(flat[rows], *(v[c].to(x) for v in (self.mean, self.basis, self.variance)), t[rows])
-        return out.view_as(x)
+@patch
+def endpoint(self:GaussianFlow,
+    x_0:Tensor,  # noise (B, C, H, W)
+    y:Tensor|None=None,  # labels (B,)
+) -> Tensor:  # (B, C, H, W), where the flow ends
+    "The sample at t = 1, without a solver."
+    def end(z, mean, basis, variance, t): return mean + (variance.sqrt()*(z @ basis)) @ basis.T
+    return self._by_class(x_0, y, None, end, torch.ones(len(x_0)))
