@@ -14,7 +14,8 @@ PRESET  ?= cpu
 SEEDS   ?= 0,1
 ARGS    ?=
 FIGURES  = fig1_fid_curves fig2_qualitative fig3_class_samples fig4_cluster_regions fig5_imagenet_curves fig6_inverse_pairs \
-	fig7_balanced_samples fig8_cluster_maps table1_memorization table2_balance supp_precision_recall supp_vae_gan claims errata
+	fig7_balanced_samples fig8_cluster_maps table1_memorization table2_balance supp_precision_recall supp_vae_gan claims errata \
+	lfm_likeness lfm_two_models
 EXECUTED = .diffprune/notebooks/$(subst :,_,$(subst /,_,$(DATASET)))/$(PRESET)
 
 .PHONY: evidence demo figures check-figures redraw redraw-digits redraw-openmoji redraw-avatars test gpu gpu-wheels fuzz lint docs readme lab export clean

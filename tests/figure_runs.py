@@ -19,6 +19,8 @@ PARAMETERS = {  # what a notebook needs beyond `COMMON`; None leaves a parameter
     "fig7_balanced_samples": dict(methods=None, ratios=None),
     "fig8_cluster_maps": dict(methods=None, ratios=None, max_points="400", backbone="pixels"),
     "table2_balance": dict(methods=None, ratios=None),
+    "lfm_likeness": dict(methods=None, ratios=None, other_size="DiT-N/1", likeness_backbone="pixels"),
+    "lfm_two_models": dict(methods="random", ratios="[0.5]", switches="[0.0, 0.5, 1.0]"),
 }
 
 

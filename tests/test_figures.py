@@ -85,6 +85,14 @@ def test_figure_1_says_what_is_wrong_before_work_begins(parameters, message, mon
     ("claims", dict(extreme=1.5), r"\[0, 1\)"),
     ("claims", dict(methods="grand"), "random pruning"),
     ("supp_vae_gan", dict(methods="grand"), "random pruning"),
+    ("lfm_likeness", dict(seeds="[0]"), "two seeds are needed"),
+    ("lfm_likeness", dict(other_size="DiT-N/2"), "already"),
+    ("lfm_likeness", dict(method="random_inv"), "unknown method 'random_inv_inv'"),
+    ("lfm_two_models", dict(switches="[0.5, 1.5]"), "switches is"),
+    ("lfm_two_models", dict(small="DiT-Q/2"), "choose from"),
+    ("lfm_two_models", dict(large="DiT-Q/2"), "dit is"),
+    ("lfm_two_models", dict(metrics="fid"), "metric must be one of"),
+    ("lfm_two_models", dict(images=33), "noise 32"),
 ])
 def test_what_a_notebook_cannot_show_is_refused_before_anything_is_trained(name, parameters, message, monkeypatch, tmp_path):
     monkeypatch.setenv("DIFFPRUNE_STORE", str(tmp_path))
