@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from PIL import Image
+from typer.testing import CliRunner
 
+from diffprune.cli import app
 from diffprune.core.stages import Context, materialise
 from diffprune.core.store import Store
 from diffprune.data.datasets import dataset_config, load_dataset
@@ -263,3 +265,15 @@ def test_rows_are_listed_and_collected(folder, tmp_path):
     with lock: assert len(collect_rows(store, dry_run=False)) == 0            # somebody is at it
     assert collect_rows(store, dry_run=False).deleted.all() and [r["name"] for r in row_folders(store)] == ["looks"]
     assert read(folder, tmp_path).n_embedded == 12
+
+
+def test_the_command_shows_rows_and_collects_them(folder, tmp_path, monkeypatch):
+    read(folder, tmp_path)
+    monkeypatch.setenv("DIFFPRUNE_STORE", str(tmp_path / "store"))
+    run = lambda *args: CliRunner().invoke(app, ["store", *args])
+    assert run("list").stdout.count("\nrows ") == 2 and "pixels-4-" in run("list", "features").stdout
+    assert "rows" not in run("list", "images").stdout
+    assert "0.0 MiB in 0 folders" in run("gc").stdout and run("gc", "--older-than", "5").exit_code == 0
+    said = run("gc", "--older-than", "0").stdout
+    assert "looks-" in said and "pixels-4-" in said and len(row_folders(Store(tmp_path / "store"))) == 2
+    assert run("gc", "--older-than", "0", "--delete").exit_code == 0 and not row_folders(Store(tmp_path / "store"))

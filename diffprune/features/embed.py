@@ -171,7 +171,9 @@ def _has_one_call(x):
         hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 
 @patch
-def forward(self:_ConvAct, x:Tensor) -> Tensor:
+def forward(self:_ConvAct,
+    x:Tensor,  # (B, C, H, W)
+) -> Tensor:  # (B, C', ceil(H / stride), ceil(W / stride))
     "Convolution, shift and ReLU6, in one call where that is to be had."
     kernel, step = self.weight.shape[-1], [self.stride] * 2
     top, left = (max((-(-n // self.stride) - 1) * self.stride + kernel - n, 0) for n in x.shape[-2:])
