@@ -1,6 +1,7 @@
 """One store for the whole test session and all its processes, so that what several tests need is computed once and nothing of the user's
 is touched."""
 import os
+import sys
 
 import pytest
 
@@ -27,3 +28,11 @@ def store(store_root):
 @pytest.fixture
 def fresh_store(tmp_path):
     return Store(tmp_path / "store")
+
+
+@pytest.fixture(autouse=True)
+def same_threads():
+    "No test leaves PyTorch with another number of threads: that would change the rounding, and so codes, of the tests after it."
+    before = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
+    yield
+    if before: assert sys.modules["torch"].get_num_threads() == before

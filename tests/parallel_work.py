@@ -17,7 +17,7 @@ from diffprune.models.train import TrainConfig, Trainer, diffusion_loss, seeded
 from diffprune.models.vqvae import VQVAE, VQVAEConfig, vqvae_loss
 
 STUDY = dict(dataset="digits", preset="smoke", methods=["grand", "moso"], ratios=[0.5], seeds=[0], overrides={"data.n_val": 1500,
-    "vqvae_train.steps": 10, "vqvae_train.batch_size": 15, "vqvae_train.log_every": 1,
+    "vqvae_train.steps": 5, "vqvae_train.batch_size": 15, "vqvae_train.log_every": 1,
     "train.steps": 10, "train.batch_size": 31, "train.log_every": 1,
     "proxy.epochs": 1, "proxy.n_noise": 1, "proxy.n_surrogates": 1, "sample.n_samples": 100, "sample.batch_size": 64})
 CONFIG = TrainConfig(steps=12, batch_size=7, lr=1e-3, ema_decay=0.9, log_every=1)       # 7 = 4 + 3: unequal parts

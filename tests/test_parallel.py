@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import parallel_work
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from diffprune.cli import app
@@ -37,6 +38,7 @@ def torchrun(*args):
 def both(tmp_path_factory):
     "The folders of one process and of two, after both have done everything."
     one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
+    torch.set_num_threads(1)      # as `torchrun` below: with two, rounding moved one latent to another code in the sixth step of a VQ-VAE
     parallel_work.first_half(one / "stopped")                  # by one process, to be finished by two
     parallel_work.everything(one)
     compare.work(one / "store", study=parallel_work.STUDY)
@@ -83,7 +85,7 @@ def test_study_of_two_processes_differs_by_rounding(both):
     assert set(found.index) >= {"vqvae", "latents", "features", "proxy", "surrogates", "scores", "subset", "model", "samples", "metrics"}
     assert not found.loc["subset"].largest_difference.any()
     images = found.loc["samples"].query("what == 'images.npy'")
-    assert (images.differing < 0.3*images["values"]).all(), images    # rounding may move a latent to another code; 0.9 if averages differ
+    assert (images.differing < 0.01*images["values"]).all(), images   # 0.1 if a code differed in training, 0.9 if averages do
     for kind in ("latents", "proxy", "surrogates", "scores", "metrics"): assert (found.loc[kind].relative < 1e-3).all(), found.loc[kind]
     logs = found[found.what == "log.csv: loss"]
     assert len(logs) >= 4 and (logs.relative < 1e-5).all(), logs

@@ -272,8 +272,9 @@ def test_duplicates_are_told_of_though_they_stay(run, folder, tmp_path):
 def test_an_interruption_ends_with_130_and_a_word_on_how_to_go_on(folder, tmp_path):
     env = dict(os.environ, DIFFPRUNE_STORE=str(tmp_path / "store"))
     words = ["prune", folder, "-m", "el2n", "-r", "0.5", "--preset", "cpu", "-o", tmp_path / "k.csv"]
+    heed = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C
     process = subprocess.Popen([sys.executable, "-u", "-m", "diffprune.cli", *map(str, words)], env=env, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=heed)
     for line in process.stdout:
         if "a proxy is trained" in line: break
     process.send_signal(signal.SIGINT)

@@ -4,6 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
@@ -237,10 +238,12 @@ def test_greedy_work_is_shared_between_ratios():
 
 
 def test_facility_agrees_with_apricot():
+    threads = torch.get_num_threads()  # numba, in apricot, gives PyTorch its own number (findings/)
     apricot = pytest.importorskip("apricot")
     U = FEATURES / np.linalg.norm(FEATURES, axis=1, keepdims=True)
     similarity = np.maximum(U @ U.T, 0).astype(np.float64)
     reference = apricot.FacilityLocationSelection(20, metric="precomputed", optimizer="naive").fit(similarity)
+    torch.set_num_threads(threads)
     ours = FacilityPruner().fit(FEATURES).first_chosen(0, 20)
     value = lambda chosen: np.maximum(U @ U[chosen].T, 0).max(1).sum()      # mutual nearest neighbours tie, so values are compared
     assert ours[:8] == reference.ranking[:8].tolist() and value(ours) == pytest.approx(value(reference.ranking), rel=1e-5)
