@@ -45,6 +45,7 @@ def both(tmp_path_factory):
     compare.without_rows(one / "store", two / "copy")
     done = torchrun(HERE / "parallel_work.py", one, two)
     assert done.returncode == 0, done.stderr[-4000:]
+    (two / "said.txt").write_text(done.stderr)
     parallel_work.second_half(two / "stopped", two / "finished by one.csv")
     return one, two
 
@@ -55,6 +56,10 @@ def test_loss_curves(both, name, tolerance):
     assert len(one) == 12 and list(one) == list(two)
     np.testing.assert_allclose(two, one, rtol=tolerance, atol=1e-12)
     assert one.loss.nunique() == 12
+
+
+def test_a_compiled_step_is_for_one_process_and_that_is_said_once(both):
+    assert (both[1] / "said.txt").read_text().count("the training step is not compiled: 2 processes train together") == 1
 
 
 def test_codebook_is_the_same_in_both_processes_and_in_one(both):

@@ -35,6 +35,7 @@ class Stage:
     parallel:bool = False  # of several processes, all take part in `make`, in the same folder; otherwise the first one makes it
     scope:str = "shared"  # "data": the images themselves; "shared": many runs need it; "run": it belongs to one run
     code:tuple = ()  # functions and classes beside `make` that decide the result: the pruner of a subset, what makes images
+    how:dict = field(default_factory=dict)  # options that do not influence the result, such as whether a step is compiled; not in the key
     _key:list = field(default_factory=list, init=False, repr=False)  # the key, once it is known
 
     def __post_init__(self):

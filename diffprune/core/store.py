@@ -27,7 +27,7 @@ from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, is_dataclass
 from datetime import datetime, timedelta, timezone
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib import metadata
 from pathlib import Path
 
@@ -253,7 +253,7 @@ def mark_own(
     if not mark.exists(): mark.parent.mkdir(parents=True, exist_ok=True); mark.touch()
 
 # %% ../../nbs/core/00_store.ipynb #cell-28
-_OWN_FOLDERS = ("damaged", "jobs", "locks", "notebooks", "sources", "studies", "trash", "work")  # of the store; no kind has such a name
+_OWN_FOLDERS = ("compiled", "damaged", "jobs", "locks", "notebooks", "sources", "studies", "trash", "work")  # of the store; no kinds
 
 def _check_kind(
     kind:str,  # of artifacts
@@ -273,9 +273,9 @@ class Key:
 
     def __post_init__(self): _check_kind(self.kind)
 
-    @property
+    @cached_property
     def hash(self) -> str:
-        "16 hexadecimal digits that identify the recipe."
+        "16 hexadecimal digits that identify the recipe, reckoned once."
         return digest([self.kind, self.version, self.settings, self.inputs])
 
     @property
@@ -677,9 +677,9 @@ def record_study(self:Store,
 # %% ../../nbs/core/00_store.ipynb #cell-77
 @patch
 def _free(self:Store,
-    name:str,  # "kind-hash"
+    name:str,  # "kind-hash", or "compiled/hash" of a compiled graph
 ) -> FileLock|None:  # held, or None if a live process has it
-    path = self.root/"locks"/f"{name}.lock"
+    path = self.root/f"{name}.lock" if name.startswith("compiled/") else self.root/"locks"/f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try: return lock.acquire(timeout=0) and lock
@@ -737,14 +737,19 @@ def folder_bytes(
 @patch
 def garbage(self:Store,
     keep=None,  # hashes: artifacts that these do not need are garbage; None keeps all
-    older_than:float|None=None,  # days: only artifacts made before that are garbage; with no `keep`, all of them
-) -> list:  # of (what, path, reason); what: "damaged", "trash", "work" or "artifact"
+    older_than:float|None=None,  # days: only artifacts made before that are garbage; with no `keep`, all of them; compiled code too
+) -> list:  # of (what, path, reason); what: "damaged", "trash", "work", "compiled" or "artifact"
     "What could be deleted, and why. Nothing is changed. Raises `ValueError` for a negative number of days."
     found = [(what, p, reason) for what, reason in (("damaged", "set aside as damaged"), ("trash", "renamed away"))
              for p in sorted((self.root/what).glob("*"))]
-    found += [("work", p, "unfinished, and no process is at it") for p in sorted((self.root/"work").glob("*"))]
+    graphs = {p: p/"complete.json" for p in sorted((self.root/"compiled").glob("*")) if p.is_dir()}
+    half = dict(work=sorted((self.root/"work").glob("*")), compiled=[p for p, c in graphs.items() if not c.is_file()])
+    found += [(what, p, "unfinished, and no process is at it") for what, paths in half.items() for p in paths]
     if older_than is not None and older_than < 0: raise ValueError(f"older_than is {older_than}; it is a number of days, 0 or more")
     stale, limit = self.superseded(), now() - timedelta(days=older_than or 0)
+    if older_than is not None:
+        old = [p for p, c in graphs.items() if c.is_file() and c.stat().st_mtime <= limit.timestamp()]
+        found += [("compiled", p, f"compiled more than {older_than} days ago") for p in old]
     if keep is None and older_than is None and not stale: return found
     artifacts, needed = self.artifacts(), self.needed(keep or ())
     used = needed | {i["hash"] for a in artifacts if f"{a.kind}/{a.hash}" not in stale for i in a.meta["inputs"].values()}
@@ -768,8 +773,8 @@ def collect(self:Store,
     rows = []
     for what, path, reason in self.garbage(keep, older_than):
         name = f"{path.parent.name}-{path.name}" if what == "artifact" else path.name
-        lock = self._free(name) if what in ("work", "artifact") else None
-        if what in ("work", "artifact") and lock is None: continue
+        lock = self._free(f"compiled/{name}" if what == "compiled" else name) if what in ("work", "artifact", "compiled") else None
+        if what in ("work", "artifact", "compiled") and lock is None: continue
         try:
             rows.append(dict(what=what, name=name, mib=folder_bytes(path)/2**20, reason=reason, deleted=not dry_run))
             if not dry_run: shutil.rmtree(self._to_trash(path) if what != "trash" else path, ignore_errors=True)

@@ -18,8 +18,9 @@ from ..core.stages import Stage, materialise
 from ..core.store import Rows, save_array
 from ..metrics.evaluate import metric_name
 from ..models.baselines import GAN, VAE, BaselineConfig, gan_loss, generate_images, vae_loss
-from ..models.train import TrainConfig, Trainer, seeded
+from ..models.train import Trainer, seeded
 from ..models.vqvae import to_float
+from .makers import compiled_in, train_config, train_settings
 from .pipeline import Pipeline
 from .runs import Run
 from .study import Study
@@ -31,12 +32,12 @@ def _make_baseline(stage, artifacts, folder, context):
     "Train a VAE or a GAN on the kept images: model.safetensors (averaged weights), log.csv."
     s = stage.settings
     build, loss = BASELINES[s["kind"]]
-    cfg, train_cfg = from_settings(BaselineConfig, s["model"]), from_settings(TrainConfig, s["train"])
+    cfg, train_cfg = from_settings(BaselineConfig, s["model"]), train_config(s, stage.how)
     images = artifacts["images"].array("images")
     index = artifacts["subset"].array("indices", mmap=False) if "subset" in artifacts else np.arange(len(images))
     with seeded(train_cfg.seed): model = build(cfg)
     as_float = lambda model, batch, draws: loss(model, dict(image=to_float(batch["image"])), draws)
-    trainer = Trainer(model, as_float, dict(image=Rows(images, index)), train_cfg, folder, context.device)
+    trainer = Trainer(model, as_float, dict(image=Rows(images, index)), train_cfg, folder, context.device, **compiled_in(context))
     trainer.fit(progress=context.progress).to_csv(folder/"log.csv", index=False)
     trainer.export(folder/"model.safetensors")
     trainer.clear()
@@ -63,8 +64,8 @@ def baseline(
     if kind not in BASELINES: raise ValueError(f"baseline is {kind!r}; choose from {', '.join(BASELINES)}")
     p, inputs = pipeline.preset, dict(images=pipeline.images(), **pipeline.subsets(run))
     model, train = replace(p.baseline, image_size=pipeline.config.image_size), getattr(p, f"{kind}_train")
-    settings = dict(kind=kind, model=asdict(model), train={**asdict(train), "seed": run.seed})
-    return Stage("baseline", settings, inputs, _make_baseline, version=2, resumable=True, scope="run")
+    settings = dict(kind=kind, model=asdict(model), train=train_settings(train, run.seed))
+    return Stage("baseline", settings, inputs, _make_baseline, version=2, resumable=True, scope="run", how=dict(compile=train.compile))
 
 def _baseline_samples(
     pipeline:Pipeline,  # data set and preset

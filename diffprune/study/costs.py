@@ -7,6 +7,7 @@ __all__ = ['RULES', 'OVERHEAD', 'Counts', 'count_images', 'seconds_by_batch', 'l
            'cost_of', 'estimate_costs']
 
 # %% ../../nbs/study/05_costs.ipynb #cell-2
+import contextlib
 import math
 import os
 import time
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import torch
+from fastcore.basics import patch
 from tqdm.auto import tqdm
 
 from ..core.store import Store
@@ -108,6 +110,25 @@ def _operations_per_second(
     x = torch.randn(size, size, generator=torch.Generator().manual_seed(0)).to(device)
     return size**3/_seconds_of(lambda: x @ x, budget, device)
 
+# %% ../../nbs/study/05_costs.ipynb #7c0de501
+@contextlib.contextmanager
+def _threads(n):
+    "Inside, PyTorch computes with n threads, or as before for None."
+    before = torch.get_num_threads()
+    torch.set_num_threads(n or before)
+    try: yield
+    finally: torch.set_num_threads(before)
+
+def _time_step(trainer, budget, device):
+    "Seconds (a, c) of a training step; those of a compiled one are all in a, as its graph has one size of batch."
+    batch = trainer.cfg.batch_size
+    def step(b):
+        if b != trainer.cfg.batch_size: trainer.resize(b)
+        trainer.train_step()
+    if trainer.cfg.compile != "step": return seconds_by_batch(step, batch, budget, device)
+    step(batch)  # compiles, which is not part of a step
+    return _seconds_of(lambda: step(batch), budget, device), 0.0
+
 # %% ../../nbs/study/05_costs.ipynb #cell-17
 def _time_vqvae(
     model:dict, train:dict,  # settings of a stage of the VQ-VAE
@@ -121,8 +142,8 @@ def _time_vqvae(
     images = np.random.default_rng(0).integers(0, 256, (max(train.batch_size, 64), 3, image_size, image_size), dtype=np.uint8)
     with seeded(0): net = VQVAE(cfg)
     loss = lambda m, batch, draws: vqvae_loss(m, dict(image=to_float(batch["image"])), draws)
-    step = _steps(Trainer(net, loss, dict(image=images), train, None, _trainer_device(device)))
-    found = dict(step=seconds_by_batch(step, train.batch_size, budget, device), parameters=sum(p.numel() for p in net.parameters()))
+    trainer = Trainer(net, loss, dict(image=images), train, None, _trainer_device(device))
+    found = dict(step=_time_step(trainer, budget, device), parameters=sum(p.numel() for p in net.parameters()))
     net.eval()
     with torch.no_grad():
         found["encode"] = seconds_by_batch(lambda b: net.encode(to_float(images[:b]).to(device)), 64, budget, device)[1]
@@ -132,12 +153,6 @@ def _time_vqvae(
     return dict(found, latent_shape=list(z.shape[1:]))
 
 def _trainer_device(device): return "cpu" if str(device) == "cpu" else None
-
-def _steps(trainer):
-    def step(b):
-        if b != trainer.cfg.batch_size: trainer.resize(b)
-        trainer.train_step()
-    return step
 
 # %% ../../nbs/study/05_costs.ipynb #cell-19
 def _free_memory(
@@ -170,10 +185,13 @@ def time_dit(
     device="cpu",  # to be timed
     budget:float=1.0,  # seconds per measurement
     gradients:bool=True,  # time gradient norms too
+    compile=False,  # as in `TrainConfig`
+    compiled_in=None,  # folder of compiled steps
+    threads:int|None=None,  # of a training whose step is compiled, since the graph depends on it; None: as now
 ) -> dict:  # step: (a, c); forward, gradient: seconds per image and draw; parameters; layers: a note, or ""
     "Time a diffusion model: its training step, its forward pass and a gradient norm of one sample."
     layers, depth = layers_to_time(arch, _operations_per_second(device), _free_memory(device), max(budget, 0.5))
-    cfg, n = TrainConfig(**{**train, "betas": tuple(train["betas"])}), max(train["batch_size"], 64)
+    cfg, n = TrainConfig(**{**train, "betas": tuple(train["betas"]), "compile": compile}), max(train["batch_size"], 64)
     kw = {k: v for k, v in arch.items() if k != "name"} | dict(learn_sigma=False)
     with seeded(0): net = dit_model(arch["name"], **kw, depth=layers)
     with torch.device("meta"): parameters = sum(p.numel() for p in dit_model(arch["name"], **kw).parameters())
@@ -181,9 +199,9 @@ def time_dit(
     y = torch.arange(n) % arch["num_classes"] if arch["num_classes"] else None
     data = dict(latent=x) if y is None else dict(latent=x, label=y)
     loss = lambda m, b, draws: diffusion_loss(m, b, draws, dropout)
-    step = _steps(Trainer(net, loss, data, cfg, None, _trainer_device(device)))
+    trainer = Trainer(net, loss, data, cfg, None, _trainer_device(device), compiled_in=compiled_in)
     part, scale = (lambda b: (x[:b].to(device), None if y is None else y[:b].to(device))), depth/layers
-    found = dict(step=seconds_by_batch(step, cfg.batch_size, budget, device))
+    with _threads(threads if trainer.cfg.compile == "step" else None): found = dict(step=_time_step(trainer, budget, device))
     net.eval()
     found["forward"] = seconds_by_batch(lambda b: sample_ode(net, *part(b), n_steps=1), batch, budget, device)[1]
     if gradients:
@@ -235,8 +253,11 @@ class Machine:
         image_size:int,  # pixels
         device="cpu",  # to be timed
         budget:float=1.0,  # seconds for one measurement; there are three for each model
+        compiled_in=None,  # folder of compiled steps, where the trainings will look
+        threads:int|None=None,  # of the trainings; None: as now
     ):
         self.counts, self.image_size, self.device, self.budget, self._known = counts, image_size, device, budget, {}
+        self.compiled_in, self.threads = compiled_in, threads
 
     def _once(self, key, make):
         if key not in self._known: self._known[key] = make()
@@ -257,19 +278,23 @@ class Machine:
     def dit(self,
         settings:dict,  # of a stage that trains it
         latent_shape,  # (C, h, w)
+        compile=False,  # as in `TrainConfig`
     ) -> dict:
         "What `time_dit` finds, once for all lengths of training."
         classes = (self.counts.classes or 1000) if settings["conditional"] else 0
         arch = dict(name=settings["dit"], input_size=latent_shape[-1], in_channels=latent_shape[0], num_classes=classes)
-        key = repr((arch, {k: v for k, v in settings["train"].items() if k not in ("seed", "steps", "schedule")}))
-        dropout, how = settings["class_dropout_prob"], dict(device=self.device, budget=self.budget)
+        key = repr((arch, compile, {k: v for k, v in settings["train"].items() if k not in ("seed", "steps", "schedule")}))
+        dropout = settings["class_dropout_prob"]
+        how = dict(device=self.device, budget=self.budget, compile=compile, compiled_in=self.compiled_in, threads=self.threads)
         return self._once(("dit", key), lambda: time_dit(arch, settings["train"], dropout, **how))
 
-    def backbone(self,
-        name:str,  # of the backbone
-    ) -> tuple:  # seconds per image, width of the features
-        "Times of a backbone."
-        return self._once(("backbone", name), lambda: _time_backbone(name, self.image_size, self.device, self.budget))
+# %% ../../nbs/study/05_costs.ipynb #7c0de506
+@patch
+def backbone(self:Machine,
+    name:str,  # of the backbone
+) -> tuple:  # seconds per image, width of the features
+    "Times of a backbone."
+    return self._once(("backbone", name), lambda: _time_backbone(name, self.image_size, self.device, self.budget))
 
 # %% ../../nbs/study/05_costs.ipynb #cell-31
 @dataclass(frozen=True)
@@ -311,12 +336,17 @@ def _features(stage, m):
 # %% ../../nbs/study/05_costs.ipynb #cell-32
 def _latent_shape(stage, m): return m.vqvae(stage.inputs["latents"].inputs["vqvae"].settings)["latent_shape"]
 
+def _dit(stage, m, latents=None):
+    "Times of the model that a stage trains, in the way in which it trains it."
+    how = {k: v for k, v in getattr(stage, "how", {}).items() if v}
+    return m.dit(stage.settings, _latent_shape(latents or stage, m), **how)
+
 def _model(stage, m):
-    t = m.dit(stage.settings, _latent_shape(stage, m))
+    t = _dit(stage, m)
     return Cost(_training(t, stage.settings["train"]), 4*t["parameters"], _checkpoints(t, stage.settings["train"]), t["layers"])
 
 def _samples(stage, m):
-    t, s = m.dit(stage.inputs["model"].settings, _latent_shape(stage, m)), stage.settings
+    t, s = _dit(stage.inputs["model"], m, stage), stage.settings
     calls = (s["n_steps"] or 50)*(2 if s["method"] == "heun" else 1)*(1 if s["cfg_scale"] == 1 else 2)
     decode, note = m.vqvae(stage.inputs["vqvae"].settings)["decode"], t["layers"]
     if s["method"] == "dopri5": calls, note = 100, "100 evaluations of dopri5 assumed"
@@ -324,21 +354,21 @@ def _samples(stage, m):
 
 def _proxy(stage, m):
     s, n = stage.settings, _count(stage.inputs["images"], m)
-    t, p, draws = m.dit(s, _latent_shape(stage, m)), s["proxy"], len(s["proxy"]["times"])*s["proxy"]["n_noise"]
+    t, p, draws = _dit(stage, m), s["proxy"], len(s["proxy"]["times"])*s["proxy"]["n_noise"]
     steps = math.ceil(n*p["epochs"]/s["train"]["batch_size"])
     seconds = _training(t, {**s["train"], "steps": steps}) + n*draws*(p["epochs"]*t["forward"] + t["gradient"])
     return Cost(seconds, 4*n*draws*(p["epochs"] + 1), _checkpoints(t, s["train"]), t["layers"])
 
 def _surrogates(stage, m):
     s, n = stage.settings, _count(stage.inputs["images"], m)
-    t, p, draws = m.dit(s, _latent_shape(stage, m)), s["proxy"], len(s["proxy"]["times"])*s["proxy"]["n_noise"]
+    t, p, draws = _dit(stage, m), s["proxy"], len(s["proxy"]["times"])*s["proxy"]["n_noise"]
     steps, probes = math.ceil(n*p["epochs"]/s["train"]["batch_size"]), p["n_surrogates"]*p["n_checkpoints"]
     seconds = _training(t, {**s["train"], "steps": steps}) + probes*n*draws*2*t["gradient"]  # the mean gradient, then each sample's
     return Cost(seconds, 4*n*draws*probes, _checkpoints(t, s["train"]), t["layers"])
 
 def _influence(stage, m):
     s, n = stage.settings, _count(stage.inputs["images"], m)
-    t, p, draws = m.dit(s, _latent_shape(stage, m)), s["proxy"], len(s["proxy"]["times"])*s["proxy"]["n_noise"]
+    t, p, draws = _dit(stage, m), s["proxy"], len(s["proxy"]["times"])*s["proxy"]["n_noise"]
     steps = math.ceil(n*p["epochs"]/s["train"]["batch_size"])
     seconds = _training(t, {**s["train"], "steps": steps}) + n*draws*2*t["gradient"]  # projections cost about as much again
     return Cost(seconds, 8*n*draws, _checkpoints(t, s["train"]) + 4*n*draws*s["influence"]["n_directions"], t["layers"])

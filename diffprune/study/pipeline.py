@@ -35,6 +35,7 @@ from diffprune.study.makers import (
     make_subset,
     make_surrogates,
     make_vqvae,
+    train_settings,
 )
 from .presets import Preset, check_preset
 from .runs import Run
@@ -114,8 +115,9 @@ def images(self:Pipeline,
 @once
 def vqvae(self:Pipeline) -> Stage:
     "The autoencoder, trained on the whole training set."
-    settings = dict(model=asdict(self.preset.vqvae), train=asdict(self.preset.vqvae_train))
-    return Stage("vqvae", settings, dict(images=self.images()), make_vqvae, version=2, resumable=True, parallel=True)
+    settings = dict(model=asdict(self.preset.vqvae), train=train_settings(self.preset.vqvae_train))
+    return Stage("vqvae", settings, dict(images=self.images()), make_vqvae, version=2, resumable=True, parallel=True,
+                 how=dict(compile=self.preset.vqvae_train.compile))
 
 @patch
 @once
@@ -171,14 +173,19 @@ def clusters(self:Pipeline,
 @patch
 def _diffusion(self:Pipeline, seed):
     p = self.preset
-    return dict(dit=p.dit, conditional=p.conditional, class_dropout_prob=p.class_dropout_prob, train={**asdict(p.train), "seed": seed})
+    return dict(dit=p.dit, conditional=p.conditional, class_dropout_prob=p.class_dropout_prob, train=train_settings(p.train, seed))
+
+@patch(as_prop=True)
+def _how(self:Pipeline): return dict(compile=self.preset.train.compile)
 
 @patch
 def _pretraining(self:Pipeline, kind, make, seed, *without, **more):
     "A stage of pre-training, with the settings that it uses, and without the usual precision."
     proxy = {k: v for k, v in asdict(self.preset.proxy).items() if k not in without and (k, v) != ("precision", "no")}
     inputs = dict(latents=self.latents(), images=self.images())
-    return Stage(kind, dict(self._diffusion(seed), proxy=proxy, **more), inputs, make, version=2, resumable=True, parallel=True)
+    settings, compile = dict(self._diffusion(seed), proxy=proxy, **more), self.preset.train.compile
+    how = dict(compile="auto" if compile == "step" else compile)  # few steps with all cores, which need a graph of their own
+    return Stage(kind, settings, inputs, make, version=2, resumable=True, parallel=True, how=how)
 
 # %% ../../nbs/study/03_pipeline.ipynb #f73278d5
 @patch
@@ -261,7 +268,8 @@ def model(self:Pipeline,
 ) -> Stage:
     "The diffusion model trained on a subset."
     inputs = dict(images=self.images(), latents=self.latents(), **self.subsets(run))
-    return Stage("model", self._diffusion(run.seed), inputs, make_model, version=2, resumable=True, parallel=True, scope="run")
+    settings = self._diffusion(run.seed)
+    return Stage("model", settings, inputs, make_model, version=2, resumable=True, parallel=True, scope="run", how=self._how)
 
 @patch
 @once

@@ -74,7 +74,8 @@ _SMOKE = Preset(
 # %% ../../nbs/study/00_presets.ipynb #cell-11
 _CPU = Preset(
     image_size=32, vqvae=_VQ_SMALL, vqvae_train=_vq(steps=400, batch_size=64, lr=2e-3, warmup=20, schedule="cosine", log_every=20),
-    dit="DiT-N/2", train=TrainConfig(steps=800, batch_size=64, lr=2e-3, warmup=50, schedule="cosine", ema_decay=0.99, checkpoint_every=200),
+    dit="DiT-N/2", train=TrainConfig(steps=800, batch_size=64, lr=2e-3, warmup=50, schedule="cosine", ema_decay=0.99, checkpoint_every=200,
+                                     compile="auto"),
     sample=SampleConfig(n_samples=500, n_steps=25), n_clusters=10,
     baseline=_BASELINE_SMALL, vae_train=TrainConfig(steps=800, lr=3e-3, warmup=20, schedule="cosine", ema_decay=0.99),
     gan_train=_gan(steps=1000, lr=1e-3, ema_decay=0.99))
@@ -152,13 +153,14 @@ def override(
     if rest:
         if not is_dataclass(old) and not isinstance(old, dict): raise ValueError(f"{head!r} has no parts, so {name!r} means nothing")
         return replace(config, **{head: override(old, rest, value, f"{inside}{head}.")})
-    return replace(config, **{head: _as_type_of(old, value, name, "None" in str(known[head].type))})
+    return replace(config, **{head: _as_type_of(old, value, name, str(known[head].type))})
 
-def _as_type_of(old, value, name, optional):
+def _as_type_of(old, value, name, declared):
+    allowed = {t.strip() for t in declared.split("|")} if "|" in declared else {type(old).__name__}
     if isinstance(old, tuple) and isinstance(value, list): value = tuple(value)
     if isinstance(old, float) and type(value) is int: value = float(value)
-    if (optional and (value is None or old is None)) or type(value) is type(old): return value
-    raise ValueError(f"{name} must be of type {type(old).__name__}, not {type(value).__name__} ({value!r})")
+    if ("None" in allowed and (value is None or old is None)) or type(value).__name__ in allowed: return value
+    raise ValueError(f"{name} must be of type {' or '.join(sorted(allowed - {'None'}))}, not {type(value).__name__} ({value!r})")
 
 # %% ../../nbs/study/00_presets.ipynb #cell-15
 def load_preset(

@@ -12,6 +12,7 @@ import os
 import re
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from functools import lru_cache
@@ -35,6 +36,7 @@ from ..features.cluster import Clusters
 from ..features.embed import load_backbone, parse_backbone
 from ..metrics.comparisons import fit_seeds, log_margin, seeds_needed, smallest_effect, variance_components
 from ..metrics.evaluate import metric_name, unmeasurable
+from ..models.train import settle_compile
 from ..pruning.registry import make_pruner, parse_method
 from ..pruning.select import n_kept
 from .costs import Machine, count_images, estimate_costs
@@ -85,12 +87,15 @@ class Study:
         _check_root(config, root)
         methods = settings.methods if methods is None else methods
         metrics_backbone = settings.metrics_backbone if metrics_backbone is None else metrics_backbone
-        self.runs = grid(methods, ratios, seeds)
+        self.runs, self.devices = grid(methods, ratios, seeds), study_devices(device)
+        self._open = settings.train.compile == "auto"
+        settings = replace(settings, train=settle_compile(settings.train, len(self.runs), self.devices[0]))
         parse_backbone(metrics_backbone)
         self.pipeline = make_pipeline(config, settings, metrics_backbone, weights, stale)
-        self.store, self.devices = store or Store(), study_devices(device)
-        self._stages, self._finished, self._looked = None, set(), {}  # of `stages`; hashes that `done` found, and when it looked at others
-        self._warned = False
+        self.store = store or Store()
+        self._stages, self._ends = None, None  # of `stages`; hashes that the runs end in
+        self._finished, self._looked = set(), {}  # hashes that `done` found, and when it looked at others
+        self._warned, self._left = False, len(self.runs)
         self.device = self.devices[0]  # of what all runs share
         self.workers = len(self.devices)*(workers or default_workers(self.device, len(self.runs)))
         self.arguments = dict(
@@ -144,11 +149,12 @@ def _recorded(self:Study, stage):
 # %% ../../nbs/study/07_study.ipynb #b29e3aa7
 @patch
 def plan(self:Study,
-    estimate:bool=False,  # time this machine for up to about a minute, and add device_hours, gib, working_gib and note
+    estimate:bool=False,  # time this machine for a minute, two if a step is compiled; adds device_hours, gib, working_gib, note
     progress:bool=True,  # show a progress bar while timing
 ) -> pd.DataFrame:  # one row per stage: kind, hash, cached, stale; what is cached costs nothing
     "What the study consists of, what of it is in the store already and, if asked for, what the rest costs. Makes no artifact."
     stages, here = self.planned()
+    if estimate and here and self._settle(len(self.missing())): stages, here = self.planned()
     keys = [s.key(self.store) for s in stages]
     in_store = [here and (self.store.root/k.name).is_dir() for k in keys]
     stale = [there and bool(self.freshness.reasons(self._recorded(s), s.makes)) for there, s in zip(in_store, stages)]
@@ -158,7 +164,8 @@ def plan(self:Study,
     if not estimate: return table
     size, counts = self.pipeline.config.image_size, count_images(self.pipeline.config, self.store)
     todo = [s for s, cached in zip(stages, table.cached) if not cached]
-    costs = estimate_costs(todo, Machine(counts, size, self.device), progress)
+    how = dict(compiled_in=self.store.root/"compiled", threads=max(1, (os.cpu_count() or 1)//self.workers))
+    costs = estimate_costs(todo, Machine(counts, size, self.device, **how), progress)
     numbers, found = ["device_hours", "gib", "working_gib"], table.join(costs.set_index(table.index[~table.cached]))
     found.loc[found.cached, numbers] = 0.0
     return found.assign(note=found.note.astype(object).fillna("")).astype(dict.fromkeys(numbers, float))
@@ -228,6 +235,18 @@ def missing(self:Study) -> list:  # of Run
     absent = lambda run: not self._there(self.measured(run))
     return [self.runs[i] for i in agree(lambda: [i for i, run in enumerate(self.runs) if absent(run)])]
 
+# %% ../../nbs/study/07_study.ipynb #5e0f1b01
+@patch
+def _settle(self:Study, left):
+    "Decide for so many runs whether training steps are compiled, where that was left open: True if it changed. Addresses stay."
+    before, self._left = self.pipeline, left
+    train = settle_compile(replace(before.preset.train, compile="auto"), left, self.device) if self._open else before.preset.train
+    if train == before.preset.train: return False
+    self.pipeline, self._stages = replace(before, preset=replace(before.preset, train=train)), None
+    self.pipeline._made.update({k: v for k, v in before._made.items() if isinstance(v, Freshness)})  # what was told stays told
+    return True
+
+
 # %% ../../nbs/study/07_study.ipynb #de9f0002
 @patch
 def limits(self:Study) -> list:  # of str
@@ -292,7 +311,8 @@ def worker_arguments(self:Study,
 ) -> str:  # JSON
     "What `study_of_worker` needs."
     stale = "recompute" if self.pipeline.stale == "recompute" else "use"  # this process warns
-    return json.dumps(dict(study=self.arguments, stale=stale, store=str(self.store.root), device=device, plugins=self.plugins()))
+    facts = dict(study=self.arguments, stale=stale, store=str(self.store.root), device=device, left=self._left)
+    return json.dumps(dict(facts, plugins=self.plugins()))
 
 def study_of_worker(
     arguments:str,  # JSON, of `Study.worker_arguments`
@@ -300,7 +320,9 @@ def study_of_worker(
     "The study of a worker, with what the user registered. Raises `ModuleNotFoundError` for a module that cannot be imported."
     a = json.loads(arguments)
     for name in a["plugins"]: importlib.import_module(name)
-    return Study(**a["study"], store=Store(a["store"]), device=a["device"], workers=1, stale=a["stale"])
+    study = Study(**a["study"], store=Store(a["store"]), device=a["device"], workers=1, stale=a["stale"])
+    study._settle(a["left"])
+    return study
 
 def work(
     arguments:str,  # JSON, of `Study.worker_arguments`
@@ -314,15 +336,24 @@ def work(
 @patch
 def done(self:Study) -> tuple:  # finished stages, all stages, finished runs, all runs
     "How far the study is, from the names in the store; cheap."
-    self._finished |= {h for h, s in self.stages().items() if h not in self._finished and self._ended(s)}
-    ends = [self.measured(r).key(self.store).hash for r in self.runs]
-    return len(self._finished), len(self.stages()), sum(h in self._finished for h in ends), len(self.runs)
+    stages = self.stages()
+    self._finished |= self._ended({h: s for h, s in stages.items() if h not in self._finished})
+    if self._ends is None: self._ends = [self.measured(r).key(self.store).hash for r in self.runs]
+    return len(self._finished), len(stages), sum(h in self._finished for h in self._ends), len(self.runs)
 
 @patch
-def _ended(self:Study, stage):
-    "Whether the artifact of a stage is there and, if stale ones are made anew, is new; a file is read only after it has changed."
+def _ended(self:Study, stages):
+    "The hashes of stages whose artifacts are there, from one listing per kind, and are new if stale ones are made anew."
+    there = set()
+    for kind in {s.kind for s in stages.values()}:
+        with suppress(FileNotFoundError, NotADirectoryError): there.update((kind, name) for name in os.listdir(self.store.root/kind))
+    found = [h for h, s in stages.items() if (s.kind, h) in there]
+    return {h for h in found if self.pipeline.stale != "recompute" or self._is_new(stages[h])}
+
+@patch
+def _is_new(self:Study, stage):
+    "Whether an artifact will do where stale ones are made anew; a file is read only after it has changed."
     path = self.store.root/stage.key(self.store).name
-    if self.pipeline.stale != "recompute": return path.is_dir()
     try: seen = (path/"artifact.json").stat()
     except OSError: return False
     seen, before = (seen.st_mtime_ns, seen.st_ino), self._looked.get(path)
@@ -402,6 +433,7 @@ def run(self:Study,
     "Compute what is missing. Raises `RuntimeError` with a worker's traceback if a run fails; what was finished stays."
     progress = start(self.device).rank == 0 and progress
     agree(lambda: self.check(force=force))
+    self._settle(len(self.runs) if force else len(self.missing()))
     for line in agree(self.limits):
         if progress: print(line)
     agree(self.record)
