@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from tqdm.auto import tqdm
 
 from ..core.checks import check_images, read_state_dict
@@ -147,15 +148,25 @@ def _offline_unless_reachable(
     try: yield
     finally: hub.HF_HUB_OFFLINE = before
 
+# %% ../../nbs/features/00_embed.ipynb #cell-28
+class _Lite0(nn.Module):
+    def __init__(self, model:nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x:Tensor) -> tuple:
+        features = self.model.forward_head(self.model.forward_features(x.contiguous(memory_format=torch.channels_last)), pre_logits=True)
+        return features, self.model.classifier(features)
+
 # %% ../../nbs/features/00_embed.ipynb #a41c9e03
 class _ConvAct(nn.Module):
-    "A convolution with the normalisation after it folded into its weights, and a ReLU6 if it `clips`."
-    def __init__(self, weight, gamma, beta, mean, variance, stride, clips):
+    "A convolution without bias, the normalisation after it folded into its weights, and its ReLU6, if there is one."
+    def __init__(self, conv:nn.Conv2d, norm:nn.Module):
         super().__init__()
-        factor = gamma.double() / (variance.double() + 1e-3).sqrt()
-        folded = weight.double() * factor.view(-1, 1, 1, 1), beta.double() - mean.double() * factor
-        self.weight, self.bias = (nn.Parameter(p.float(), requires_grad=False) for p in folded)
-        self.stride, self.clips, self.groups = stride, clips, len(weight) if weight.shape[1] == 1 else 1
+        weight, bias = fuse_conv_bn_weights(conv.weight, None, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+        self.weight, self.bias = (nn.Parameter(p.detach(), requires_grad=False) for p in (weight, bias))
+        self.how = list(conv.stride), list(conv.padding), list(conv.dilation), conv.groups
+        self.same, self.clips = type(conv).__name__ == "Conv2dSame", isinstance(norm.act, nn.ReLU6)  # "same": padded as TensorFlow does
         self._packed = None  # the weights as oneDNN wants them
 
     def _apply(self, fn, recurse=True):
@@ -175,58 +186,29 @@ def forward(self:_ConvAct,
     x:Tensor,  # (B, C, H, W)
 ) -> Tensor:  # (B, C', ceil(H / stride), ceil(W / stride))
     "Convolution, shift and ReLU6, in one call where that is to be had."
-    kernel, step = self.weight.shape[-1], [self.stride] * 2
-    top, left = (max((-(-n // self.stride) - 1) * self.stride + kernel - n, 0) for n in x.shape[-2:])
-    x = F.pad(x, (left // 2, left - left // 2, top // 2, top - top // 2)) if top % 2 or left % 2 or top != left else x
-    pad = [0, 0] if top % 2 or left % 2 or top != left else [top // 2] * 2
+    stride, padding, dilation, groups = self.how
+    if self.same:
+        from timm.layers import pad_same
+        x = pad_same(x, list(self.weight.shape[-2:]), stride, dilation)
     if not _has_one_call(x):
-        x = F.conv2d(x, self.weight, self.bias, step, pad, groups=self.groups)
+        x = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
         return F.relu6(x, inplace=True) if self.clips else x
     ops, (act, limits) = torch.ops.mkldnn, ("hardtanh", [0.0, 6.0]) if self.clips else ("none", [])
-    if self._packed is None: self._packed = ops._reorder_convolution_weight(self.weight, pad, step, [1, 1], self.groups, None)
-    return ops._convolution_pointwise(x, self._packed, self.bias, pad, step, [1, 1], self.groups, act, limits, "")
+    if self._packed is None: self._packed = ops._reorder_convolution_weight(self.weight, padding, stride, dilation, groups, None)
+    return ops._convolution_pointwise(x, self._packed, self.bias, padding, stride, dilation, groups, act, limits, "")
 
 # %% ../../nbs/features/00_embed.ipynb #a41c9e07
-def _take(tensors, inputs, outputs, kernel, stride=1, each=False, clips=True):
-    "The next convolution and normalisation of a file. Raises a ValueError for tensors of another shape."
-    expected = [(outputs, 1 if each else inputs, kernel, kernel), *[(outputs,)] * 4, ()]
-    found = [next(tensors, torch.empty(0)) for _ in expected]
-    for shape, tensor in zip(expected, found):
-        if tuple(tensor.shape) != shape: raise ValueError(f"a tensor has the shape {tuple(tensor.shape)} instead of {shape}")
-    return _ConvAct(*found[:5], stride, clips)
-
-class _InvertedResidual(nn.Module):
-    def __init__(self, tensors, inputs, outputs, kernel, stride, expansion):
-        super().__init__()
-        wide = inputs * expansion
-        layers = [_take(tensors, inputs, wide, 1)] if expansion > 1 else []
-        layers += [_take(tensors, wide, wide, kernel, stride, each=True), _take(tensors, wide, outputs, 1, clips=False)]
-        self.layers, self.adds = nn.Sequential(*layers), stride == 1 and inputs == outputs
-
-    def forward(self, x:Tensor) -> Tensor:
-        return self.layers(x) + x if self.adds else self.layers(x)
-
-# %% ../../nbs/features/00_embed.ipynb #cell-28
-_STAGES = (  # channels, kernel, stride of the first, expansion, how many
-    (16, 3, 1, 1, 1), (24, 3, 2, 6, 2), (40, 5, 2, 6, 2), (80, 3, 2, 6, 3), (112, 5, 1, 6, 3), (192, 5, 2, 6, 4), (320, 3, 1, 6, 1))
-
-class _Lite0(nn.Module):
-    "EfficientNet-Lite0. Raises a ValueError for tensors of another network."
-    def __init__(self, tensors):
-        super().__init__()
-        tensors, width = iter(tensors), 32
-        layers = [_take(tensors, 3, width, 3, 2)]
-        for channels, kernel, stride, expansion, n in _STAGES:
-            for k in range(n):
-                layers.append(_InvertedResidual(tensors, width, channels, kernel, 1 if k else stride, expansion))
-                width = channels
-        self.layers, self.classifier = nn.Sequential(*layers, _take(tensors, width, 1280, 1)), nn.Linear(1280, 1000)
-        self.classifier.load_state_dict(dict(weight=next(tensors), bias=next(tensors)))
-        if more := len(list(tensors)): raise ValueError(f"{more} tensors are left over")
-
-    def forward(self, x:Tensor) -> tuple:
-        features = self.layers(x.contiguous(memory_format=torch.channels_last)).mean((2, 3))
-        return features, self.classifier(features)
+def _fold(
+    network:nn.Module,  # with `Conv2d` and timm's `BatchNormAct2d` in turn; changed in place
+) -> nn.Module:  # the same
+    "Put each convolution and the normalisation that follows it into one module."
+    children = list(network.named_children())
+    for (name, child), (after, norm) in zip(children, [*children[1:], ("", None)]):
+        if isinstance(child, nn.Conv2d) and type(norm).__name__ == "BatchNormAct2d":
+            setattr(network, name, _ConvAct(child, norm))
+            setattr(network, after, nn.Identity())
+        else: _fold(child)
+    return network
 
 # %% ../../nbs/features/00_embed.ipynb #cell-29
 def _bundled_lite0() -> Path:
@@ -239,11 +221,13 @@ def _bundled_lite0() -> Path:
 
 # %% ../../nbs/features/00_embed.ipynb #cell-30
 def _load_lite0(name, variant, path):
+    import timm
     path = path or _bundled_lite0()
-    try: network = _Lite0(read_state_dict(path).values())
+    model = timm.create_model("tf_efficientnet_lite0")
+    try: model.load_state_dict(dict(zip(model.state_dict(), read_state_dict(path).values(), strict=True)))
     except Exception as e: raise _unreadable_weights(name, path, e) from e
     prepare = Preprocessing(224, "bicubic", (0.5,) * 3, (0.5,) * 3)
-    return Backbone(name, network.to(memory_format=torch.channels_last), prepare, 1280, 224, n_logits=1000)
+    return Backbone(name, _Lite0(_fold(model.eval())).to(memory_format=torch.channels_last), prepare, 1280, 224, n_logits=1000)
 
 # %% ../../nbs/features/00_embed.ipynb #cell-35
 class _FeaturesOnly(nn.Module):
