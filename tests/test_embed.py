@@ -2,8 +2,6 @@
 import copy
 import os
 import pickle
-import subprocess
-import sys
 from unittest import mock
 
 import numpy as np
