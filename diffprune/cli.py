@@ -1033,19 +1033,28 @@ app.add_typer(_store_app, name="store")
 
 @_store_app.command("list")
 def store_list(kind:str | None = typer.Argument(None, help="Only this kind.")):
-    "List artifacts, oldest first: kind, hash, date, seconds, size, commit, and why they are stale."
+    "List artifacts, oldest first: kind, hash, date, seconds, size, commit, and why they are stale; and rows of features, by recipe."
+    from datetime import datetime, timezone
+
     from diffprune.core.origins import stale_in
     from diffprune.core.store import Store
+    from diffprune.features.rows import row_folders
     store = Store()
+    rows = row_folders(store) if kind in (None, "features") else []
     with _in_one_line(): found, stale = store.artifacts(kind or None), stale_in(store, kind or None)
-    if kind == "" or kind is not None and not found:
+    if kind == "" or kind is not None and not found and not rows:
         known = sorted({a.kind for a in store.artifacts()})
         _stop(f"there are no artifacts of kind {kind!r} in the store; it has {', '.join(known) or 'none at all'}", 1)
     typer.echo(f"{store.root}: {len(found)} artifacts, {sum(a.mib for a in found):.1f} MiB")
     for a in found:
         typer.echo(f"{a.kind:<14} {a.hash}  {a.meta['created'][:19]} {a.meta['seconds']:>10.1f} s {a.mib:>10.2f} MiB  {a.meta['commit']}"
                    + (f"  stale: {', '.join(why)}" if (why := stale.get(a.hash)) else ""))
+    if rows: typer.echo(f"and {sum(r['mib'] for r in rows):.1f} MiB of rows by content, in {store.root/'features'}")
+    for r in rows:
+        typer.echo(f"{'rows':<14} {r['path'].name}  {datetime.fromtimestamp(r['changed'], timezone.utc).isoformat()[:19]} "
+                   f"{r['files']:>6} files {r['mib']:>8.2f} MiB")
 
+# %% ../nbs/cli.ipynb #5d0fe119
 @_store_app.command("studies")
 def store_studies():
     "List the studies that were computed in the store: name, artifacts, arguments."
@@ -1071,14 +1080,18 @@ def store_verify():
 def store_gc(
     keep:list[str] | None = typer.Option(None, help="Name of a study, as in `diffprune store studies`; artifacts that none of those "
                                          "named needs are garbage. May be repeated."),
-    older_than:float | None = typer.Option(None, help="Days; only artifacts made before that are garbage."),
+    older_than:float | None = typer.Option(None, help="Days; only artifacts made before that are garbage, and rows "
+                                          "of features to which none was added since."),
     delete:bool = typer.Option(False, "--delete", help="Delete; without it, only say what would be deleted."),
 ):
-    "Collect garbage: damaged artifacts, abandoned work and, on request, artifacts that no study needs."
+    "Collect garbage: damaged files, abandoned work, rows that other code made and, on request, artifacts that no study needs."
     from diffprune.core.store import Store
+    from diffprune.features.rows import collect_rows
     store = Store()
     if older_than is not None and not 0 <= older_than <= 1e6: _stop(f"--older-than {older_than}: give days, 0 or more", 1)
-    with _in_one_line(): found = store.collect(_artifacts_of(store, keep), older_than, dry_run=not delete)
+    with _in_one_line():
+        found, rows = store.collect(_artifacts_of(store, keep), older_than, not delete), collect_rows(store, older_than, not delete)
+    found = _put_together(found, rows)
     if len(found): typer.echo(found.drop(columns="deleted").to_string(index=False, float_format=lambda v: f"{v:.2f}"))
     typer.echo(f"{found.mib.sum():.1f} MiB in {len(found)} folders {'deleted' if delete else 'can be deleted (nothing was; use --delete)'}")
 
@@ -1088,6 +1101,10 @@ def _artifacts_of(store, names):
     if unknown := sorted(set(names) - known.keys()):
         raise ValueError(f"unknown study {unknown[0]!r}; the store has {', '.join(known) or 'none'}")
     return [h for n in names for h in known[n]["artifacts"]]
+
+def _put_together(*tables):
+    import pandas as pd
+    return pd.concat([t for t in tables if len(t)] or tables[:1], ignore_index=True)
 
 # %% ../nbs/cli.ipynb #report-1
 @app.command()

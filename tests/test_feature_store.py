@@ -1,4 +1,6 @@
 """The feature store: each content once, whatever happens to files, processes and shards."""
+import ast
+import copy
 import os
 import signal
 import subprocess
@@ -7,13 +9,20 @@ import time
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
+from typer.testing import CliRunner
 
+from diffprune.cli import app
+from diffprune.core.stages import Context, materialise
 from diffprune.core.store import Store
-from diffprune.data.datasets import load_dataset
+from diffprune.data.datasets import dataset_config, load_dataset
 from diffprune.data.decode import decode_bytes
-from diffprune.features.embed import embed_images, load_backbone
-from diffprune.features.feature_store import BATCH_SIZES, Pace, Shards, catalogue, choose_pace, decode_small, fill
+from diffprune.features.embed import Backbone, embed_images, load_backbone
+from diffprune.features.feature_store import BATCH_SIZES, Pace, Shards, catalogue, choose_pace, decode_small, fill, pixel_recipe
+from diffprune.features.rows import collect_rows, row_folders
+from diffprune.study.pipeline import Pipeline
+from diffprune.study.presets import load_preset
 
 
 def picture(seed, side=40):
@@ -108,7 +117,7 @@ def test_shards_with_damage_are_set_aside_and_made_again(folder, tmp_path):
 
 def test_a_stale_temporary_file_is_no_shard(tmp_path):
     (tmp_path / ".half-123.safetensors").write_bytes(b"half")
-    assert len(Shards(tmp_path).refresh()) == 0
+    assert len(Shards(tmp_path).refresh()) == 0 and [p.name for p in tmp_path.iterdir()] == [".half-123.safetensors"]  # left to its writer
 
 
 def test_a_file_that_changes_meanwhile_is_refused(folder, tmp_path, monkeypatch):
@@ -207,3 +216,64 @@ def test_a_matrix_that_is_too_large_for_memory_is_mapped(tmp_path):
 def test_the_pace_is_one_of_those_that_were_tried():
     pace = choose_pace(load_backbone("pixels"), [], 32, seconds=0.01)
     assert isinstance(pace, Pace) and pace.batch_size in BATCH_SIZES and pace.threads >= 1
+
+
+def test_on_a_processor_a_few_images_at_a_time(folder):
+    image = picture(3, 64)
+    image.save(folder / "x.jpg")
+    pace = choose_pace(load_backbone("pixels"), [(folder / "x.jpg").read_bytes()] * 3, 32, seconds=0.01)
+    assert pace.batch_size in (1, 2, 4)
+
+
+def test_other_code_of_a_backbone_is_another_recipe(monkeypatch):
+    "What loads a backbone decides its features as much as what calls it."
+    from diffprune.core import lineage
+    from diffprune.features import embed
+    before, known = pixel_recipe("pixels:4"), lineage.module_tree
+    tree = copy.deepcopy(known(embed.__name__))
+    [function] = [s for s in tree.body if getattr(s, "name", None) == "_load_pixels"]
+    function.body.insert(0, ast.parse("side = 3").body[0])
+    monkeypatch.setattr(lineage, "module_tree", lambda name: tree if name == embed.__name__ else known(name))
+    assert pixel_recipe("pixels:4") != before
+
+
+def test_a_study_and_the_prune_command_share_rows(tmp_path, monkeypatch):
+    store = Store(tmp_path / "store")
+    found = catalogue("digits", "pixels:4", image_size=16, store=store, progress=False)
+    pipeline = Pipeline(dataset_config("digits", image_size=16), load_preset("smoke", "digits"), "pixels:4")
+    context, calls = Context(store, progress=False), []
+    embed = Backbone.features_and_logits
+    monkeypatch.setattr(Backbone, "features_and_logits", lambda b, x: (calls.append(len(x)), embed(b, x))[1])
+    X = materialise(pipeline.features(pipeline.images(), "pixels:4"), context).array("features")
+    assert (X == found.features).all() and not calls                          # the study embedded nothing
+    other = Store(tmp_path / "other")
+    Y = materialise(pipeline.features(pipeline.images(), "pixels:4"), Context(other, progress=False)).array("features")
+    assert np.allclose(X, Y, atol=1e-6) and sum(calls) == len(X)
+    assert catalogue("digits", "pixels:4", image_size=16, store=other, progress=False).n_embedded == 0  # nor does pruning after a study
+
+
+def test_rows_are_listed_and_collected(folder, tmp_path):
+    read(folder, tmp_path)
+    store = Store(tmp_path / "store")
+    assert sorted(r["name"] for r in row_folders(store)) == ["looks", "pixels:4"]
+    assert len(collect_rows(store)) == 0
+    recipe = next(r["path"] for r in row_folders(store) if r["name"] == "pixels:4") / "recipe.json"
+    recipe.write_text(recipe.read_text().replace('"features": "', '"features": "other '))
+    told = collect_rows(store)
+    assert told.reason.tolist() == ["made by other code"] and not told.deleted.any() and len(row_folders(store)) == 2
+    lock = FileLock(recipe.parent / "locks" / "a.lock")
+    with lock: assert len(collect_rows(store, dry_run=False)) == 0            # somebody is at it
+    assert collect_rows(store, dry_run=False).deleted.all() and [r["name"] for r in row_folders(store)] == ["looks"]
+    assert read(folder, tmp_path).n_embedded == 12
+
+
+def test_the_command_shows_rows_and_collects_them(folder, tmp_path, monkeypatch):
+    read(folder, tmp_path)
+    monkeypatch.setenv("DIFFPRUNE_STORE", str(tmp_path / "store"))
+    run = lambda *args: CliRunner().invoke(app, ["store", *args])
+    assert run("list").stdout.count("\nrows ") == 2 and "pixels-4-" in run("list", "features").stdout
+    assert "rows" not in run("list", "images").stdout
+    assert "0.0 MiB in 0 folders" in run("gc").stdout and run("gc", "--older-than", "5").exit_code == 0
+    said = run("gc", "--older-than", "0").stdout
+    assert "looks-" in said and "pixels-4-" in said and len(row_folders(Store(tmp_path / "store"))) == 2
+    assert run("gc", "--older-than", "0", "--delete").exit_code == 0 and not row_folders(Store(tmp_path / "store"))

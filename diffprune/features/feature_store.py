@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BATCH_SIZES', 'REASON_BYTES', 'Shards', 'fill', 'decode_small', 'record_contents', 'read_contents', 'pixel_records',
-           'Pace', 'choose_pace', 'decoded_ahead', 'Catalogue', 'feature_folder', 'embed_records', 'with_report',
-           'catalogue']
+           'Pace', 'choose_pace', 'decoded_ahead', 'Catalogue', 'pixel_recipe', 'feature_folder', 'open_rows',
+           'embed_records', 'with_report', 'catalogue']
 
 # %% ../../nbs/features/04_feature_store.ipynb #dfbb2534
 import hashlib
@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..core.store import Store, digest, log, mark_own, temporary_path
+from ..core.store import Store, digest, log, mark_own, save_json, temporary_path
 from ..data.datasets import DataConfig, dataset_config, load_dataset
 from ..data.decode import Decoded, Records, decode_bytes, image_formats, to_array
 from ..data.folders import file_hashes, list_files
@@ -54,7 +54,7 @@ class Shards:
         "Take in files that were added since, by whichever process."
         known = {p.name for p in self._files}
         for path in sorted(self.folder.glob("*.safetensors")):
-            if path.name not in known: self._take_in(path)
+            if path.name not in known and not path.name.startswith("."): self._take_in(path)  # a dot: not written to the end
         return self
 
     def find(self,
@@ -212,29 +212,33 @@ class Pace(NamedTuple):
     batch_size:int  # images embedded at a time
     threads:int  # that decode
 
-BATCH_SIZES = (1, 4, 16, 64)
+BATCH_SIZES = (1, 2, 4, 16, 64)
 
 def choose_pace(
     backbone,  # from `load_backbone`
     sample,  # contents of a few image files
     image_size:int,  # of decoded images, pixels
-    seconds:float=0.5,  # to spend on each batch size, about
+    seconds:float=0.3,  # to spend on each batch size, about
 ) -> Pace:
-    "The batch size and the number of threads that a short timing recommends."
+    "The batch size and the number of threads that a short timing recommends; no more than 4 images at a time on a processor."
     import torch
-    begin = time.perf_counter()
+    decoding = min((_seconds(decode_small, data, image_size) for data in sample), default=None)
     decoded = [p for p, _ in (decode_small(data, image_size) for data in sample) if p is not None]
-    decoding = (time.perf_counter() - begin) / max(len(sample), 1)
-    if not decoded: return Pace(BATCH_SIZES[1], 1)
-    images, cost = torch.from_numpy(np.stack([decoded[i % len(decoded)] for i in range(BATCH_SIZES[-1])])), {}
+    if not decoded: return Pace(4, 1)
+    sizes = [s for s in BATCH_SIZES if s <= 4 or next(backbone.parameters()).device.type != "cpu"]
+    images, cost = torch.from_numpy(np.stack([decoded[i % len(decoded)] for i in range(sizes[-1])])), {}
     backbone(images[:1])  # the first call loads libraries
-    for size in BATCH_SIZES:
-        begin, n = time.perf_counter(), 0
-        while not n or time.perf_counter() - begin < seconds and n < 2 * size: backbone(images[:size]); n += size
-        cost[size] = (time.perf_counter() - begin) / n
-        if cost[size] > 1.2 * min(cost.values()): break
+    for size in sizes:
+        begin, cost[size] = time.perf_counter(), np.inf
+        while cost[size] == np.inf or time.perf_counter() - begin < seconds:
+            cost[size] = min(cost[size], _seconds(lambda x: backbone(x).cpu(), images[:size]) / size)
     size = min(cost, key=cost.get)
     return Pace(size, int(np.clip(np.ceil(decoding / cost[size]), 1, os.cpu_count() or 1)))
+
+def _seconds(f, *args):
+    begin = time.perf_counter()
+    f(*args)
+    return time.perf_counter() - begin
 
 # %% ../../nbs/features/04_feature_store.ipynb #c3aca916
 def _glance(data, image_size):
@@ -387,10 +391,21 @@ def _recipe(records, image_size, backbone=None, weights=None):
     "What looks or features depend on, besides the content."
     from diffprune.core.lineage import code_version
     decoded = getattr(records.read, "func", None) is _read_pixels
+    if decoded and backbone is not None: return pixel_recipe(backbone, weights)
     how = dict(decoder="none") if decoded else dict(decoder(), small=code_version(decode_small)["version"], image_size=image_size)
-    if backbone is None: return how | dict(looks=code_version(look)["version"])
-    from diffprune.features.embed import backbone_settings, embed_images
-    return how | backbone_settings(backbone, weights) | dict(code=code_version(embed_images)["version"])
+    return how | (dict(looks=code_version(look)["version"]) if backbone is None else _features_recipe(backbone, weights))
+
+def _features_recipe(backbone, weights):
+    from diffprune.core.lineage import code_version
+    from diffprune.features.embed import backbone_settings, embed_images, load_backbone
+    return backbone_settings(backbone, weights) | dict(features=code_version(load_backbone, embed_images)["version"])
+
+def pixel_recipe(
+    backbone:str,  # as for `load_backbone`
+    weights=None,  # path of a local weights file
+) -> dict:
+    "What features of decoded images depend on, besides the pixels."
+    return dict(decoder="none") | _features_recipe(backbone, weights)
 
 def feature_folder(
     store:Store,  # where artifacts are
@@ -399,6 +414,17 @@ def feature_folder(
 ) -> Path:
     "The folder of the shards of a recipe."
     return store.root/"features"/f"{name.replace('/', '-').replace(':', '-')}-{digest(recipe)}"
+
+def open_rows(
+    store:Store,  # where artifacts are
+    recipe:dict,  # what the rows depend on
+    name:str,  # "looks", or the name of a backbone
+) -> Shards:
+    "The rows of a recipe, whose folder says what it is in `recipe.json`."
+    folder = feature_folder(store, recipe, name)
+    mark_own(folder)
+    if not (path := folder/"recipe.json").exists(): save_json(path, dict(recipe, name=name))
+    return Shards(folder).refresh()
 
 # %% ../../nbs/features/04_feature_store.ipynb #22460c64
 def embed_records(
@@ -417,7 +443,7 @@ def embed_records(
     store = store or Store()
     mark_own(store.root)
     contents = read_contents(records, [None] * len(records) if contents is None else contents)
-    looks = Shards(feature_folder(store, _recipe(records, image_size), "looks")).refresh()
+    looks = open_rows(store, _recipe(records, image_size), "looks")
     work = _Work(records, contents, image_size, looks)
     for i in [i for i, c in enumerate(contents) if c is None]:
         work.lost[i] = decode_bytes(next(iter(records.read([records.where[i]]))), image_size)[1]["reason"]
@@ -432,7 +458,7 @@ def embed_records(
 def _prepare(work, known, name, weights, device, store, pace):
     "Add the features' shards, and the backbone if anything is missing."
     from diffprune.features.embed import load_backbone
-    work.features = Shards(feature_folder(store, _recipe(work.records, work.image_size, name, weights), name)).refresh()
+    work.features = open_rows(store, _recipe(work.records, work.image_size, name, weights), name)
     missing = [i for i in known if work.features.find([work.contents[i]])[0] < 0]
     if missing: work.backbone = load_backbone(name, weights, device)
     if pace is None and len(missing) >= 200:

@@ -140,11 +140,15 @@ def make_reconstructions(stage, artifacts, folder, context):
 def make_features(
     stage, artifacts, folder, context,
     weights=None,  # local file of the backbone's weights
+    known=None,  # `known_features`, to read from and add to the rows of the store; without logits alone
 ):
     "Features of images in a backbone: features.npy (N, d), and logits.npy (N, n_classes) if they are asked for."
     backbone = first_then_others(lambda: load_backbone(stage.settings["name"], weights, context.device))
     images, logits = artifacts["images"].array("images"), stage.settings.get("logits", False)
     def embed(rows, part):
+        if known and not logits:
+            more = dict(weights=weights, progress=context.progress)
+            return save_array(part/"features.npy", known(images[rows], stage.settings["name"], lambda: backbone, context.store, **more))
         found = embed_images(backbone, images[rows], progress=context.progress, logits=logits)
         for name, values in zip(("features", "logits"), found if logits else (found,)): save_array(part/f"{name}.npy", values)
     write_rows(folder, len(images), embed, multiple=64)

@@ -15,6 +15,7 @@ from ..core.stages import Context, Freshness, Stage
 from ..core.store import Store, check_stale
 from ..data.datasets import DataConfig, load_dataset
 from ..features.embed import backbone_settings, find_weights, has_classifier, parse_backbone
+from ..features.rows import known_features
 from ..pruning.registry import full_backbone, make_pruner, parse_method
 from diffprune.study.makers import (
     make_clusters,
@@ -146,7 +147,8 @@ def features(self:Pipeline,
     settings = dict(name=backbone, **backbone_settings(backbone, weights))
     if logits and has_classifier(backbone): settings["logits"] = True
     scope = "run" if images.scope == "run" else "shared"
-    return Stage("features", settings, dict(images=images), partial(make_features, weights=weights), parallel=True, scope=scope)
+    make = partial(make_features, weights=weights, known=known_features if scope == "shared" else None)
+    return Stage("features", settings, dict(images=images), make, parallel=True, scope=scope)
 
 @patch
 def compared(self:Pipeline,
