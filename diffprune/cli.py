@@ -267,6 +267,7 @@ def check(self:_Job,
         if self.as_json and any(_is_stdout(d.path) for d in self.outputs):
             raise ValueError("--json writes to the standard output, so no output can go there")
 
+# %% ../nbs/cli.ipynb #jobreadb
 @patch
 def read(self:_Job,
     backbones=(),  # whose features are wanted
@@ -405,6 +406,7 @@ def _note(self:_Training):
     c = self.cost
     self.job.said["training"] = dict(methods=c.methods, images=c.images, preset=c.preset, seconds=round(c.seconds, 1), gib=round(c.gib, 4))
 
+# %% ../nbs/cli.ipynb #goonb
 @patch
 def can_go_on(self:_Training,
     found,  # catalogue of N images
@@ -474,6 +476,7 @@ def _prune(job, method, amount, options, dedup, keep_rule, preset):
     if twins is not None: choice = replace(choice, duplicate_of=twins.duplicate_of)
     _finish(job, found, choice if job.features is None else _without_backbone(choice))
 
+# %% ../nbs/cli.ipynb #partb
 def _part_read(found):
     "Which part of a data set was read."
     from diffprune.data.report import n_of
@@ -907,6 +910,7 @@ def _evaluate(job, paths, output, how):
     notes = [*result.notes, *(str(w.message) for w in remarks if issubclass(w.category, UserWarning))]
     _say_comparison(job, replace(result, notes=list(dict.fromkeys(notes))), size)
 
+# %% ../nbs/cli.ipynb #sizeb
 def _size_of(job):
     "The size of generated images."
     from diffprune.features.inputs import open_input

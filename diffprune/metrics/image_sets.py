@@ -83,6 +83,7 @@ def _copying(generated, train, heldout, alpha, random_state, **search):
     with attempt(reasons, "authenticity"): out["authenticity"] = authenticity(found, train, **search)
     return out, reasons
 
+# %% ../../nbs/metrics/11_image_sets.ipynb #cmpsetsb
 def compare_sets(
     generated:np.ndarray,  # features (N, d)
     reference:np.ndarray,  # features (M, d) of real images: those that the model was trained on

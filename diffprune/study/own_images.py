@@ -133,6 +133,7 @@ def _duration(seconds):
         if seconds < limit: return f"{max(1, round(seconds / unit))} {name}"
     return f"{seconds / 86400:.1f} days"
 
+# %% ../../nbs/study/10_own_images.ipynb #istrb
 def is_trained(
     pipeline:OwnPipeline,  # of N images
     methods,  # records of methods that need training

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['kept_part', 'shards_of', 'open_files', 'conditional_on', 'ModelCost', 'model_cost', 'train_model', 'model_config',
-           'TrainedModel', 'read_model', 'check_sampling', 'sampled_labels', 'sampled_batches', 'draw_samples']
+           'TrainedModel', 'read_model', 'check_sampling', 'draw_samples']
 
 # %% ../../nbs/study/11_own_models.ipynb #6b096675
 import os
@@ -226,7 +226,8 @@ def check_sampling(
         if not counts[known[str(name)]]: raise ValueError(f"class {name!r}: the model was trained on none of its images")
     return [known[str(name)] for name in labels]
 
-def sampled_labels(
+# %% ../../nbs/study/11_own_models.ipynb #smplb
+def _sampled_labels(
     config:dict,  # of `model_config`
     n:int,  # images
     classes=(),  # of `check_sampling`; empty: in the proportions of training
@@ -237,10 +238,10 @@ def sampled_labels(
     if len(classes): return np.resize(np.asarray(classes, np.int64), n)
     return _sample_labels(np.repeat(np.arange(len(config["classes"])), config["class_counts"]), n, seed)
 
-def sampled_batches(
-    trained:TrainedModel,
+def _sampled_batches(
+    trained:TrainedModel,  # of `read_model`
     n:int,  # images
-    labels=None,  # (n,) of `sampled_labels`
+    labels=None,  # (n,) of `_sampled_labels`
     how:SampleConfig|None=None,  # solver, guidance, seed and batch size; those of training if None
     device="cpu",  # where the model is
     progress:bool=True,  # show a bar
@@ -256,11 +257,11 @@ def sampled_batches(
 
 # %% ../../nbs/study/11_own_models.ipynb #a3d6e090
 def draw_samples(
-    trained:TrainedModel,
+    trained:TrainedModel,  # of `read_model`
     output,  # the folder to be written, whole or not at all
     n:int,  # images
     classes=(),  # of `check_sampling`
-    how:SampleConfig|None=None,  # as for `sampled_batches`
+    how:SampleConfig|None=None,  # as for `_sampled_batches`
     array:bool=False,  # images.npy (n, 3, H, W) uint8 too, and labels.npy (n,), -1 without classes
     device="cpu",  # where the model is
     progress:bool=True,  # show a bar
@@ -268,7 +269,7 @@ def draw_samples(
 ):
     "Draw images and write them: PNG files, samples.csv with file and label, sample.json with the settings."
     how = replace(how or from_settings(SampleConfig, trained.config["sample"]), n_samples=n)
-    config, labels, size = trained.config, sampled_labels(trained.config, n, classes, how.noise_seed), trained.config["image_size"]
+    config, labels, size = trained.config, _sampled_labels(trained.config, n, classes, how.noise_seed), trained.config["image_size"]
     label = [""] * n if labels is None else [config["classes"][i] for i in labels]
     digits = max(6, len(str(n - 1)))
     folders = dict(zip(config["classes"], file_names(config["classes"])))
@@ -276,7 +277,7 @@ def draw_samples(
     with temporary_folder(output) as folder:
         out, i = create_array(folder/"images.npy", np.uint8, (n, 3, size, size)) if array else None, 0
         for place in {(folder/name).parent for name in names}: place.mkdir(parents=True, exist_ok=True)
-        for images in sampled_batches(trained, n, labels, how, device, progress):
+        for images in _sampled_batches(trained, n, labels, how, device, progress):
             for k, image in enumerate(images): Image.fromarray(image.transpose(1, 2, 0)).save(folder/names[i + k])
             if array: out[i:i + len(images)] = images
             i += len(images)
