@@ -738,7 +738,8 @@ def _train(job, output, kept, preset, changes, conditional, seed):
     from diffprune.study.own_images import own_pipeline
     from diffprune.study.own_models import conditional_on, kept_part, model_cost, train_model
     with _usage():
-        device, preset = _one_device_or_default(job), preset or ("gpu" if _uses_cuda(job) else "cpu")
+        device = _one_device_or_default(job)
+        if preset is None: preset = "gpu" if _uses_cuda(job) else "cpu"
         job.image_size = own_pipeline(None, preset, changes).config.image_size
     source, table, job.outputs = job.path, _kept_of(job, kept), [Destination("folder", output.expanduser())]
     job.check((), trained=True, more=[] if table is None else [kept or source])

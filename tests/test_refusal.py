@@ -28,6 +28,11 @@ READING = {
     "backbone": ["best", ""], "weights": ["FOLDER/nowhere.pt"], "device": ["tpu", "", "meta", "cuda:99", "cpu,cpu"],
     "splits": ["some", ""], "labels": ["some", ""], "stale": ["often", "", "use"],
     "overwrite": NO_VALUE, "as_json": NO_VALUE, "quiet": NO_VALUE}
+TRAINING = {k: v for k, v in READING.items() if k not in ("backbone", "weights")}
+MADE = {"output": ["FOLDER/m", "FOLDER", "FOLDER/../there.csv", "FOLDER/../there.csv/m", ""],
+        "device": READING["device"], "seed": ["-1", "x"],
+        "steps": ["0", "-1", "x"], "batch_size": ["0", "x"],
+        "overwrite": NO_VALUE, "dry_run": NO_VALUE, "as_json": NO_VALUE, "quiet": NO_VALUE}
 OUTPUTS = ["FOLDER", "FOLDER/a.png/x.csv", "FOLDER/x.csv", "copy:FOLDER", "copy:", "FOLDER/../kept", "FOLDER/../images/../there.csv", ""]
 FEATURES = ["FOLDER/nowhere.npy", "FOLDER/a.png"]
 WRONG = {  # command -> parameter -> values that cannot work, as they are typed
@@ -54,6 +59,19 @@ WRONG = {  # command -> parameter -> values that cannot work, as they are typed
     "report": {
         **READING, "choice": ["FOLDER/nowhere.csv", "FOLDER", "FOLDER/a.png"], "layout": ["umap", ""], "title": [],
         "output": ["FOLDER", "FOLDER/x.html", "FOLDER/a.png/x.html", "FOLDER/../kept.csv", ""]},
+    "train": {
+        **TRAINING, **MADE, "kept": ["FOLDER/nowhere.csv", "FOLDER/a.png", "FOLDER/../there.csv", ""], "preset": ["huge", ""],
+        "settings": ["train.speed=3", "train.lr=fast", "train.lr", "train.lr=-1", ""], "conditional": NO_VALUE},
+    "sample": {
+        **MADE, "model": ["FOLDER", "FOLDER/nowhere", "FOLDER/a.png", ""], "number": ["0", "-1", "x"], "label": ["elephant", "7", ""],
+        "cfg_scale": ["nan", "inf", "x", "-1"], "array": NO_VALUE, "output": ["FOLDER/../model", "FOLDER/../there.csv", ""]},
+    "evaluate": {
+        "generated": READING["path"], "reference": READING["path"], "heldout": ["FOLDER/nowhere", "FOLDER/a.png"], "image_size": ["0", "x"],
+        "output": ["FOLDER", "FOLDER/x.csv", "FOLDER/../kept", "FOLDER/../there.csv", "FOLDER/../x.png", ""], "backbone": ["best", ""],
+        "draws": ["-1", "1", "x"], "level": ["0", "1", "nan", "x"], "k": ["0", "x"], "k_density": ["0", "x"],
+        "alpha": ["0", "1", "nan", "x"], "seed": ["-1", "x"],
+        "weights": READING["weights"], "device": READING["device"], "overwrite": NO_VALUE, "dry_run": NO_VALUE,
+        "as_json": NO_VALUE, "quiet": NO_VALUE},
     "methods": {}, "datasets": {},
     "plan": {**STUDY, "estimate": NO_VALUE},
     "study": {
@@ -84,11 +102,15 @@ def test_the_table_knows_every_option_of_every_command():
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    "A store with one artifact, and a folder of images."
+    "A store with one artifact, a folder of images, and a model of them."
     base = tmp_path_factory.mktemp("refusal")
     (base / "images").mkdir()
     for i in range(4): Image.fromarray(np.full((8, 8, 3), 50 * i, np.uint8)).save(base / f"images/{'abcd'[i]}.png")
     (base / "there.csv").touch()
+    tiny = "--preset smoke --steps 1 --batch-size 2 --image-size 8 --device cpu --set vqvae_train.steps=1 --set vqvae_train.batch_size=2"
+    words = ["train", str(base / "images"), "-o", str(base / "model"), *tiny.split()]
+    done = CliRunner(env=dict(DIFFPRUNE_STORE=str(base / "store"))).invoke(app, words)
+    assert done.exit_code == 0, done.output
     Store(base / "store").build("toy", dict(n=1), make=lambda folder: save_array(folder / "a.npy", [1]))
     return base
 
@@ -102,7 +124,9 @@ def typed(command, name, value, place):
     prune, single = dict(path="FOLDER", outputs="FOLDER/../kept.csv"), dict(path="FOLDER", output="FOLDER/../kept.csv")
     given = dict(prune=dict(prune, pruning_ratio="0.5"), dedup=prune, score=prune, balance=single,
                  embed=dict(path="FOLDER", output="FOLDER/../kept.npy"),
-                 suggest=dict(path="FOLDER"),
+                 suggest=dict(path="FOLDER"), train=dict(path="FOLDER", output="FOLDER/../m", preset="smoke"),
+                 sample=dict(model="FOLDER/../model", number="1", output="FOLDER/../s"),
+                 evaluate=dict(generated="FOLDER", reference="FOLDER"),
                  report=dict(path="FOLDER", choice="FOLDER/../there.csv", output="FOLDER/../page.html")).get(command, {})
     if command == "study": given = dict(preset="smoke", methods="random", ratios="0.5", device="cpu")
     words = command.split()
