@@ -241,15 +241,17 @@ def _place(p, n):
     markers, step = (_MARKERS, 91) if p < first else (_MORE_MARKERS, 7)
     return [(_COLORS[q % len(_COLORS)], markers[q % len(markers)]) for q in range(p % first, p % first + step*n, step)]
 
-def _looks():
+@lru_cache(4)
+def _looks(methods):
     "(base, backbone) -> (colour, marker). Each method takes the next place that is free, the library's before others."
-    found = {}
-    for m in sorted(known_methods(), key=lambda m: (m.module not in METHOD_MODULES, not m.paper)):
+    found, taken = {}, set()
+    for m in sorted(methods, key=lambda m: (m.module not in METHOD_MODULES, not m.paper)):
         backbones = [b for b, _ in METHOD_BACKBONES.values()] if m.embedded else [None]
         places = [_place(p, len(backbones)) for p in range(len(_COLORS)*(len(_MARKERS) + len(_MORE_MARKERS)))]
         wanted = [[tuple(m.style)]] if m.style else []
-        looks = next((looks for looks in wanted + places if not set(looks) & set(found.values())), places[len(found) % len(places)])
+        looks = next((looks for looks in wanted + places if not taken.intersection(looks)), places[len(found) % len(places)])
         found |= {(m.name, b): look for b, look in zip(backbones, looks)}
+        taken.update(looks)
     return found
 
 # %% ../../nbs/pruning/05_registry.ipynb #cell-38
@@ -259,7 +261,7 @@ def method_style(
     "How a method is drawn. Raises a ValueError for an unknown method."
     v = parse_method(name)
     line, fill = dict(high=("-", "full"), mid=("--", "bottom"), low=(":", "none"))[v.keep]
-    color, marker = _looks()[v.base, v.backbone]
+    color, marker = _looks(tuple(known_methods()))[v.base, v.backbone]
     return dict(color=color, marker=marker, linestyle=line, fillstyle=fill)
 
 # %% ../../nbs/pruning/05_registry.ipynb #cell-41
