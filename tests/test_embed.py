@@ -105,6 +105,14 @@ def test_lite0_is_the_network_of_timm():
         torch.testing.assert_close(backbone.features_and_logits(x)[1], plain.classifier(expected), rtol=1e-3, atol=1e-3)
 
 
+def test_weights_that_are_loaded_later_are_used():
+    network, x = load_backbone("lite0").network, torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert network(x)[0].abs().max() > 0
+        network.load_state_dict({k: torch.zeros_like(v) for k, v in network.state_dict().items()})
+        assert network(x)[0].abs().max() == 0
+
+
 def test_lite0_half_precision_and_any_size():
     full, half = load_backbone("lite0"), load_backbone("lite0", dtype=torch.bfloat16)
     x = images(2, 90, 61)

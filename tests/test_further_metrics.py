@@ -157,3 +157,10 @@ def test_the_gap_of_copies_is_above_that_of_fresh_images():
     (lambda X: train_heldout(X, X[:3], X), "fewer than the 9"), (lambda X: by_sample_size({}, None, [], 9, 0), "at least 1")])
 def test_bad_input_is_refused(call, said):
     with pytest.raises(ValueError, match=said): call(np.random.default_rng(1).standard_normal((9, 3)))
+
+
+@pytest.mark.parametrize("bad", [np.nan, -1.0, np.inf])
+def test_radii_of_balls_are_checked(bad):
+    X = np.random.default_rng(0).normal(size=(20, 3))
+    with pytest.raises(ValueError, match="real_radii must be finite"): clipped_density_coverage(X, X[:12], 2, real_radii=np.full(12, bad))
+    with pytest.raises(ValueError, match="reach no other"): clipped_density_coverage(X, X[:12], 2, real_radii=np.zeros(12))

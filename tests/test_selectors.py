@@ -346,3 +346,23 @@ def test_anchors_then_the_nearest():
         near = members[np.argsort(-pruner.scores_[members])]
         assert set(near[:len(mine) - 2]) <= set(mine)
     assert median_bandwidth(X) == pytest.approx(np.sqrt(np.median(cdist(X, X, "sqeuclidean")[np.triu_indices(60, 1)]) / 2), rel=1e-5)
+
+
+def test_equal_difficulties_are_drawn_as_independently_as_others():
+    "Four levels of equal difficulties: shares of each as under a window over independent uniforms."
+    def shares(difficulty):
+        kept = [ShiftedGaussianPruner(random_state=seed).fit(difficulty).select(0.9).indices for seed in range(200)]
+        return np.bincount(np.concatenate(kept) // 25, minlength=4) / 2000
+    np.testing.assert_allclose(shares(np.repeat(np.arange(4.0), 25)), shares(np.arange(100.0)), atol=0.04)
+
+
+def test_three_levels_of_clusters_with_copies():
+    X = np.repeat(np.random.default_rng(0).normal(size=(5, 3)), 12, 0).astype(np.float32)
+    assert len(set(HierarchyPruner(levels=(20, 10, 4)).fit(X).select(0.5).indices.tolist())) == 30
+    assert hierarchical_quotas([np.array([0, 0, 1, 1]), np.array([0, 0, 1])], [3, 3, 3, 3], 6).sum() == 6
+
+
+@pytest.mark.parametrize("y", [[0, 0, 1], [0], [[0, 1]], 0])
+def test_classes_are_as_many_as_samples(y):
+    X = np.random.default_rng(0).normal(size=(6, 2))
+    with pytest.raises(ValueError, match="one class for each"): GaussianPruner(stratify=True).fit(X, [0, 0, 0, 1, 1, 1]).score_samples(X, y)

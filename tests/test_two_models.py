@@ -178,3 +178,23 @@ def test_noise_decides_the_sample_whatever_the_pair():
     one = sample_latents(TwoModels(SMALL, LARGE, .6), ids, shape, 0, Y[:2], progress=False, n_steps=5)
     other = sample_ode(TwoModels(SMALL, LARGE, .6), sample_noise(ids, shape, 0), Y[:2], n_steps=5)
     torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["euler", "heun", "dopri5"])
+def test_at_its_ends_the_pair_is_one_model(method):
+    small, large = (DiT(4, 2, 2, 16, 1, 2, num_classes=0, learn_sigma=False) for _ in range(2))
+    for p in [*small.parameters(), *large.parameters()]: nn.init.normal_(p, std=0.3)
+    x = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    for switch, alone in ((0.0, large), (1.0, small)):
+        steps = None if method == "dopri5" else 7
+        pair, one = (sample_ode(m, x, n_steps=steps, method=method) for m in (TwoModels(small, large, switch), alone))
+        torch.testing.assert_close(pair, one, rtol=0, atol=0)
+
+
+def test_a_seam_that_is_not_there_or_of_before(tmp_path):
+    with pytest.raises(FileNotFoundError, match="write_seam"): load_seam(tmp_path)
+    model, latents = DiT(4, 2, 2, 16, 1, 2, num_classes=3, learn_sigma=False), np.zeros((4, 2, 4, 4), np.float32)
+    write_seam(tmp_path, model, latents, 0.5, np.array([0, 1, 2, 0]), n_steps=2, progress=False)
+    assert "seam_free" in load_seam(tmp_path)
+    write_seam(tmp_path, DiT(4, 2, 2, 16, 1, 2, num_classes=0, learn_sigma=False), latents, 0.5, n_steps=2, progress=False)
+    assert sorted(load_seam(tmp_path)) == ["seam_point", "seam_velocity"]

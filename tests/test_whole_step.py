@@ -121,7 +121,6 @@ def pretended(monkeypatch):
         sizes.append(len(args[5]["latent"]))
         return torch.no_grad()(function)
     monkeypatch.setattr(train, "compiled", noted)
-    monkeypatch.setattr(train, "_graphs", {})
     return sizes
 
 
@@ -132,8 +131,53 @@ def test_another_batch_is_another_graph_or_none(pretended):
         for t in (made, plain):
             if t.cfg.batch_size != size: t.resize(size)
             t.train_step()
-    assert pretended == [8, 6]
+    assert pretended == [8, 6, 8]
     for p, q in zip(made.averaged.parameters(), plain.averaged.parameters()): torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-3)
+
+
+class Turned(torch.nn.Module):
+    "A model with a switch, a list, and a layer that the loss does not see."
+    def __init__(self, turned, sizes=(1.0,)):
+        super().__init__()
+        self.turned, self.sizes, self.layer, self.spare = turned, list(sizes), torch.nn.Linear(3, 3), torch.nn.Linear(3, 2)
+
+    def forward(self, x):
+        y = torch.relu(self.layer(x)) * self.sizes[0]
+        return -y if self.turned else y
+
+
+def toy_loss(model, batch, draws): return (model(batch["latent"]) - draws.randn(3)).square().mean(), {}
+
+
+def toy(compile, turned=False, sizes=(1.0,), **settings):
+    with seeded(0): model = Turned(turned, sizes)
+    cfg = TrainConfig(**{**dict(steps=6, batch_size=4, lr=1e-2, log_every=1, compile=compile), **settings})
+    t = Trainer(model, toy_loss, dict(latent=torch.linspace(-1, 1, 30).view(10, 3)), cfg, None, "cpu")
+    return t, t.fit(progress=False)
+
+
+@pytest.mark.parametrize("settings", [dict(), dict(ema_decay=None), dict(ema_decay=None, weight_decay=0.1), dict(grad_clip=0.01)])
+def test_models_that_differ_in_a_switch_have_steps_of_their_own(pretended, settings):
+    for turned, sizes in ((False, (1.0,)), (True, (1.0,)), (True, (2.0,)), (False, (1.0,))):
+        (made, log), (plain, known) = (toy(c, turned, sizes, **settings) for c in ("step", False))
+        np.testing.assert_allclose(values(log), values(known), rtol=1e-5)
+        for p, q in zip(made.model.parameters(), plain.model.parameters()): torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+
+
+def test_weight_decay_spares_what_has_no_gradient(pretended, caplog):
+    with caplog.at_level(logging.WARNING): made, _ = toy("step", weight_decay=0.1)
+    assert "spare.weight, spare.bias get no gradient" in caplog.text and pretended == []
+    assert all(torch.equal(p, q) for p, q in zip(made.model.parameters(), toy(False, weight_decay=0.1)[0].model.parameters()))
+
+
+def test_a_process_compiles_equal_graphs_once(monkeypatch, tmp_path):
+    made = []
+    monkeypatch.setattr(core, "_compile", lambda graph, args, own: made.append(graph.code) or graph)
+    scaled = lambda k: lambda x: x * k
+    functions = [scaled(k) for k in (2, 3, 2, 2.0000001)]
+    graphs = [compiled(f, (torch.ones(5),), tmp_path / "never") for f in functions]
+    assert len(made) == 3 and graphs[0] is graphs[2] and len({id(g) for g in graphs}) == 3
+    assert compiled(functions[0], (torch.ones(6),), tmp_path / "never") is not graphs[0]
 
 
 def test_an_estimate_times_the_step_that_will_be_used(pretended):
@@ -155,7 +199,6 @@ def falls_back(caplog, word, **kwargs):
 
 def test_without_a_compiler_everything_goes_on_with_a_word(caplog, tmp_path, monkeypatch):
     inductor = pytest.importorskip("torch._inductor.config")
-    monkeypatch.setattr(train, "_graphs", {})
     with inductor.patch({"cpp.cxx": ("/nowhere/c++",), "force_disable_caches": True}):
         with pytest.raises(NotCompiledError, match="cannot be compiled") as said: compiled(lambda x: x * 2, (torch.ones(64),), tmp_path)
     assert not [p for p in graphs(tmp_path) if (p / "complete.json").exists()]
@@ -195,7 +238,9 @@ def test_mixed_precision_is_not_compiled(caplog): falls_back(caplog, "precision 
 
 
 @pytest.fixture
-def pretended_compiler(monkeypatch): monkeypatch.setattr(torch, "compile", lambda graph, **options: graph)
+def pretended_compiler(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda graph, **options: graph)
+    monkeypatch.setattr(core, "_known", {})
 
 
 def double(x): return x * 2
@@ -204,12 +249,13 @@ def double(x): return x * 2
 X = (torch.ones(2),)
 
 
-def test_a_killed_compilation_is_done_again(tmp_path, pretended_compiler):
+def test_a_killed_compilation_is_done_again(tmp_path, pretended_compiler, monkeypatch):
     "A folder without its note is emptied before it is used."
     compiled(double, X, tmp_path)
     own, = graphs(tmp_path)
     (own / "complete.json").unlink()
     (own / "half.so").touch()
+    monkeypatch.setattr(core, "_known", {})                                   # as in another process
     assert compiled(double, X, tmp_path)(*X).tolist() == [2.0, 2.0] and [p.name for p in own.iterdir()] == ["complete.json"]
 
 

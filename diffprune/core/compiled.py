@@ -96,15 +96,23 @@ def compiled(
     args:tuple,  # arguments of the types and shapes that it will be called with; they are left as they are
     folder=None,  # where compiled code is kept for all processes, in a folder for each graph; None: where PyTorch keeps it
 ) -> Callable:  # of arguments of the same types and shapes, without gradients
-    "A function as one compiled graph. Raises `NotCompiledError` where that is impossible, as without a C++ compiler."
+    """A function as one compiled graph; what it does outside of PyTorch is done once, here. A process compiles equal graphs once.
+    Raises `NotCompiledError` where that is impossible, as without a C++ compiler."""
     graph = _graph(function, args)
     facts = [graph.code, [[list(t.shape), str(t.dtype), str(t.device)] for t in tree_leaves(args)], torch.get_num_threads(), _machine()]
-    own = None if folder is None else Path(folder).absolute()/digest(facts)
+    own, key = None if folder is None else Path(folder).absolute()/digest(facts), (str(folder), digest(facts))
+    if key not in _known: _known[key] = _compile(graph, args, own)
+    if isinstance(_known[key], NotCompiledError): raise _known[key]
+    return _known[key]
+
+_known = {}  # of this process: folder and digest of a graph -> the compiled graph, or why there is none
+
+def _compile(graph, args, own):
     fast = torch.compile(graph, fullgraph=True, dynamic=False, options=dict(cpp_wrapper=True))
     try:
         with (_filled_once(own) if own else contextlib.nullcontext()), _torch_keeps_in(own), torch.no_grad():
             fast(*tree_map(torch.clone, args))
-    except Exception as e: raise NotCompiledError(f"it cannot be compiled ({_line(e)})") from e
+    except Exception as e: return NotCompiledError(f"it cannot be compiled ({_line(e)})")
     def call(*args):
         with torch.no_grad(): return fast(*args)
     return call

@@ -173,6 +173,10 @@ class _ConvAct(nn.Module):
         self._packed = None
         return super()._apply(fn, recurse)
 
+    def _load_from_state_dict(self, *args, **kw):
+        self._packed = None
+        super()._load_from_state_dict(*args, **kw)
+
     def __getstate__(self): return self.__dict__ | dict(_packed=None)
 
 # %% ../../nbs/features/00_embed.ipynb #a41c9e05

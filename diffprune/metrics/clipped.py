@@ -61,8 +61,10 @@ def clipped_density_coverage(
     radii = ball_radii(real, k, **search) if real_radii is None else np.asarray(real_radii, np.float64)
     if radii.shape != (len(real),):
         raise ValueError(f"real_radii must have shape ({len(real)},), one for each real sample, got {radii.shape}")
+    if not np.isfinite(radii).all() or (radii < 0).any(): raise ValueError("real_radii must be finite and ≥ 0, as of ball_radii")
     clipped = np.minimum(radii, np.median(radii))
-    density = _clipped_share(generated, real, clipped, k, **search)/_clipped_share(real, real, clipped, k, 1, **search)
+    share, own = _clipped_share(generated, real, clipped, k, **search), _clipped_share(real, real, clipped, k, 1, **search)
+    if not own: raise ValueError("real_radii reach no other real sample; take those of ball_radii for these samples and this k")
     covered = (nearest(real, generated, k, **search).distances < radii[:, None]).mean()
     expected = expected_coverage(np.arange(len(generated) + 1), len(real), k)
-    return ClippedDensityCoverage(min(density, 1.0), float((expected < covered).mean()))
+    return ClippedDensityCoverage(min(share/own, 1.0), float((expected < covered).mean()))

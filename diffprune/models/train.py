@@ -26,7 +26,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
 
 from ..core.compiled import NotCompiledError, compiled
@@ -354,31 +353,16 @@ class _Loss(nn.Module):
         return loss, {k: v.detach() for k, v in logs.items()}
 
 # %% ../../nbs/models/03_train.ipynb #5e0f1a11
-_graphs = {}  # of this process: what decides a graph -> (graph or why there is none, the loss function, so that its id stays its own)
-
 def _vector(tensors): return torch.cat([t.detach().flatten() for t in tensors])
 
 def _make_views(tensors, vector):
     for t, part in zip(tensors, vector.split([t.numel() for t in tensors])): t.data = part.view(t.shape)
 
-def _graph_key(trainer, args, asked):
-    "What decides the graph; None where that cannot be told."
-    loss, cfg = trainer.loss_fn, trainer.cfg
-    options = loss.keywords.values() if isinstance(loss, partial) else ()
-    if getattr(loss, "args", ()) or not all(map(_plain, options)): return None
-    shapes = [[list(t.shape), str(t.dtype)] for t in tree_leaves(args)]
-    own = [cfg.betas, cfg.grad_clip, bool(cfg.weight_decay), asked, shapes, torch.get_num_threads(), str(trainer.compiled_in)]
-    return id(loss.func if isinstance(loss, partial) else loss), _loss_text(loss), _model_text(trainer.model), repr(own)
-
-def _compiled_once(key, loss_fn, make):
-    "make(), or what it gave or raised for the same key before."
-    if key is None: return make()
-    if key not in _graphs:
-        try: found = make()
-        except NotCompiledError as e: found = e
-        _graphs[key] = found, loss_fn
-    if isinstance(_graphs[key][0], NotCompiledError): raise _graphs[key][0]
-    return _graphs[key][0]
+def _without_gradient(loss, batch, draws):
+    "Names of trained parameters that the loss does not depend on."
+    trained = {name: p for name, p in loss.named_parameters() if p.requires_grad}
+    gradients = torch.autograd.grad(loss(batch, draws)[0], list(trained.values()), allow_unused=True)
+    return [name.removeprefix("model.") for name, g in zip(trained, gradients) if g is None]
 
 # %% ../../nbs/models/03_train.ipynb #5e0f1a14
 class _WholeStep:
@@ -388,16 +372,16 @@ class _WholeStep:
         self.params = [p for p in t.model.parameters() if p.requires_grad]
         if unfit := _unfit(t, self.params): raise NotCompiledError(unfit)
         loss, asked, moments = _Loss(t.model, t.loss_fn), _Asked(Draws(cfg.seed, t.step, cfg.batch_size)), self._moments(t)
-        with torch.no_grad(), _module_seed(cfg.seed, t.step, 0, t.device): loss(t.batch(t.step), asked)
+        with torch.enable_grad(), _module_seed(cfg.seed, t.step, 0, t.device): unused = _without_gradient(loss, t.batch(t.step), asked)
+        if unused and cfg.weight_decay: raise NotCompiledError(f"{', '.join(unused)} get no gradient, and weight decay would shrink them")
         own = [p for p, q in zip(t.ema.module.parameters(), t.model.parameters()) if q.requires_grad] if t.ema is not None else []
         trained = {n for n, p in loss.named_parameters() if p.requires_grad}
         fixed = {n: v for n, v in (*t.model.named_parameters(prefix="model"), *t.model.named_buffers(prefix="model")) if n not in trained}
         vectors = [_vector(self.params), *map(_vector, moments), [_vector(own)] if own else []]
         self.asked, self.state = asked.calls, [*vectors, {n: v.detach() for n, v in fixed.items()}]
         args = (*self.state, *self._inputs(t))
-        make = lambda: compiled(_step_function(loss, cfg), args, t.compiled_in)
-        self.graph = _compiled_once(_graph_key(t, args, self.asked), t.loss_fn, make)
-        for tensors, vector in ((self.params, vectors[0]), *zip(moments, vectors[1:3]), (own, *vectors[3])): _make_views(tensors, vector)
+        self.graph = compiled(_step_function(loss, cfg), args, t.compiled_in)
+        for tensors, vector in zip((self.params, *moments, own), [*vectors[:3], *vectors[3]]): _make_views(tensors, vector)
         self.counts = [torch.tensor(float(t.step)) for _ in self.params]
         for p, n, m, v in zip(self.params, self.counts, *moments): t.optimizer.state[p] = dict(step=n, exp_avg=m, exp_avg_sq=v)
 

@@ -45,7 +45,7 @@ class TwoModels(nn.Module):
     def __init__(self,
         small:nn.Module,  # velocity model for t < switch
         large:nn.Module,  # velocity model for t ≥ switch
-        switch:float=0.7,  # time in [0, 1]: 0 is the large model alone, 1 the small one up to the last step
+        switch:float=0.7,  # time in [0, 1]: 0 is the large model alone, 1 the small one alone
     ):
         super().__init__()
         _check_pair(small, large, switch)
@@ -58,7 +58,7 @@ class TwoModels(nn.Module):
         force_drop_ids:Tensor|None=None,  # (B,), True = without label
     ) -> Tensor:  # (B, C, H, W)
         "The velocity of the model in charge."
-        early = t < self.switch - _CLOSE
+        early = (t < self.switch - _CLOSE) | (self.switch >= 1)
         n_early = int(early.sum())
         if n_early in (0, len(x)): return _ask(self.small if n_early else self.large, x, t, y, force_drop_ids)
         out = torch.empty_like(x)
@@ -123,6 +123,7 @@ def write_seam(
     if not 0 < switch < 1: raise ValueError(f"switch is {switch}; a seam lies strictly between 0 and 1")
     if y is not None and len(y) != len(latents): raise ValueError(f"{len(latents)} latents but {len(y)} labels")
     names, folder = ["seam_point", "seam_velocity", *([] if y is None else ["seam_free"])], Path(folder)
+    for old in folder.glob("seam_*.npy"): old.unlink()
     out, back = [create_array(folder/f"{name}.npy", np.float32, latents.shape) for name in names], Segment(large, 1., switch)
     for i in tqdm(range(0, len(latents), batch_size), disable=not progress, desc="seam", leave=False):
         rows = slice(i, i + batch_size)
@@ -136,8 +137,10 @@ def write_seam(
 def load_seam(
     folder,  # that `write_seam` wrote to
 ) -> dict:  # name -> memory map (N, C, H, W), to be joined with the data of a `Trainer`
-    "What is known of the seam."
-    return {p.stem: load_array(p) for p in sorted(Path(folder).glob("seam_*.npy"))}
+    "What is known of the seam. Raises `FileNotFoundError` where there is none."
+    found = {p.stem: load_array(p) for p in sorted(Path(folder).glob("seam_*.npy"))}
+    if not found: raise FileNotFoundError(f"{folder} holds no seam; write one with write_seam")
+    return found
 
 # %% ../../nbs/models/06_two_models.ipynb #d8151446
 def seam_loss(

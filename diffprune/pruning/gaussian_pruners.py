@@ -99,6 +99,7 @@ class GaussianPruner(Pruner):
         if X.shape[1] != self.n_features_in_: raise ValueError(f"X has {X.shape[1]} features; the fit had {self.n_features_in_}")
         if self.classes_ == [None]: return self._score(X, np.zeros(len(X), int))
         if y is None: raise ValueError("fitted with classes, so give those of the samples: score_samples(X, y)")
+        if np.shape(y) != (len(X),): raise ValueError(f"y has the shape {np.shape(y)}; give one class for each of the {len(X)} samples")
         if unknown := set(np.asarray(y).tolist()) - set(self.classes_):
             raise ValueError(f"class {sorted(unknown)[0]!r} was not fitted; known are {', '.join(map(str, self.classes_[:8]))}")
         return self._score(X, np.searchsorted(self.classes_, y))

@@ -65,7 +65,8 @@ def hierarchical_quotas(
 ) -> np.ndarray:  # int64, (K,), at most `sizes`, sums to `seats`
     "Quotas that are as even as possible at every level. Raises a ValueError where there are fewer than `seats` samples."
     counts = [np.asarray(sizes, np.int64)]
-    for of in parents: counts.append(np.bincount(of, counts[-1], minlength=of.max() + 1).astype(np.int64))
+    above = [len(of) for of in parents[1:]] + [int(of.max()) + 1 for of in parents[-1:]]     # clusters may be empty
+    for of, n in zip(parents, above): counts.append(np.bincount(of, counts[-1], minlength=n).astype(np.int64))
     quotas = balanced_quotas(counts[-1], seats, seed)
     for level in range(len(parents) - 1, -1, -1):
         below = np.zeros(len(counts[level]), np.int64)

@@ -79,6 +79,13 @@ def shifted_gaussian_priority(
     return np.where(left_out, last - 1 + place, priority)
 
 # %% ../../nbs/pruning/16_rank_pruners.ipynb #2bdc6a03
+def _mixed(keys):
+    "Other uniform keys, independent of the order of the first: the last steps of SplitMix64 (Steele et al. 2014)."
+    x = keys ^ (keys >> np.uint64(30))
+    x = x * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
 @register_pruner("shiftgauss", "Shifted Gaussian", needs="proxy", score="el2n", source="after Shift-Gsample, arXiv 2512.16905")
 class ShiftedGaussianPruner(DifficultySetPruner):
     "A random set under a Gaussian over the ranks by difficulty, without the easiest (after Alchemist, arXiv 2512.16905)."
@@ -94,6 +101,6 @@ class ShiftedGaussianPruner(DifficultySetPruner):
 
     def _pick(self, difficulty, keys, m):
         order = np.lexsort((keys, difficulty))
-        u = (keys[order].astype(np.float64) + 0.5) / 2.0**64
+        u = (_mixed(keys[order]).astype(np.float64) + 0.5) / 2.0**64  # not the keys, which put equal difficulties in order
         priority = shifted_gaussian_priority(len(order), np.clip(u, 1e-300, 1 - 1e-16), self.center, self.width, self.skip)
         return order[np.argsort(-priority, kind="stable")[:m]]
