@@ -91,6 +91,18 @@ def _torch_keeps_in(folder):
         else: os.environ[name] = before
 
 # %% ../../nbs/core/06_compiled.ipynb #c17
+_known = {}  # of this process: folder and digest of a graph -> the compiled graph, or why there is none
+
+def _compile(graph, args, own):
+    fast = torch.compile(graph, fullgraph=True, dynamic=False, options=dict(cpp_wrapper=True))
+    try:
+        with (_filled_once(own) if own else contextlib.nullcontext()), _torch_keeps_in(own), torch.no_grad():
+            fast(*tree_map(torch.clone, args))
+    except Exception as e: return NotCompiledError(f"it cannot be compiled ({_line(e)})")
+    def call(*args):
+        with torch.no_grad(): return fast(*args)
+    return call
+
 def compiled(
     function:Callable,  # of tensors in tuples, lists and dictionaries, and of nothing else; may change them in place
     args:tuple,  # arguments of the types and shapes that it will be called with; they are left as they are
@@ -104,15 +116,3 @@ def compiled(
     if key not in _known: _known[key] = _compile(graph, args, own)
     if isinstance(_known[key], NotCompiledError): raise _known[key]
     return _known[key]
-
-_known = {}  # of this process: folder and digest of a graph -> the compiled graph, or why there is none
-
-def _compile(graph, args, own):
-    fast = torch.compile(graph, fullgraph=True, dynamic=False, options=dict(cpp_wrapper=True))
-    try:
-        with (_filled_once(own) if own else contextlib.nullcontext()), _torch_keeps_in(own), torch.no_grad():
-            fast(*tree_map(torch.clone, args))
-    except Exception as e: return NotCompiledError(f"it cannot be compiled ({_line(e)})")
-    def call(*args):
-        with torch.no_grad(): return fast(*args)
-    return call
