@@ -58,7 +58,7 @@ class TwoModels(nn.Module):
         force_drop_ids:Tensor|None=None,  # (B,), True = without label
     ) -> Tensor:  # (B, C, H, W)
         "The velocity of the model in charge."
-        early = (t < self.switch - _CLOSE) | (self.switch >= 1)
+        early = t < (self.switch - _CLOSE if self.switch < 1 else torch.inf)
         n_early = int(early.sum())
         if n_early in (0, len(x)): return _ask(self.small if n_early else self.large, x, t, y, force_drop_ids)
         out = torch.empty_like(x)
