@@ -15,7 +15,7 @@ from ..core.checks import attempt
 from ..features.feature_store import Catalogue
 from .bootstrap import check_bootstrap
 from .evaluate import Interval, Measured, evaluate, measure, metric_name
-from .memorization import authenticity, memorization
+from .memorization import authenticity, fitting_cells, memorization
 from .neighbours import nearest
 
 # %% ../../nbs/metrics/11_image_sets.ipynb #84eb06a5
@@ -74,7 +74,7 @@ def check_comparison(
 
 def _copying(generated, train, heldout, alpha, random_state, **search):
     "Measures of `Memorization`, and why some could not be had."
-    n_cells = max(1, min(10, len(train) // 10, len(generated) // 40))  # as in a study
+    n_cells = fitting_cells(10, len(train), len(generated))  # as in a study
     if heldout is not None:
         found = asdict(memorization(generated, heldout, train, alpha, n_cells, random_state, widen=True, **search))
         return {k: v for k, v in found.items() if k != "reasons"}, found["reasons"]

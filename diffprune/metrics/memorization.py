@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['mean_min_distance', 'control_curve', 'replication_threshold', 'Replication', 'replicated_share', 'authenticity',
-           'leaked_rows', 'Memorization', 'memorization', 'show_nearest']
+           'leaked_rows', 'Memorization', 'fitting_cells', 'memorization', 'show_nearest']
 
 # %% ../../nbs/metrics/08_memorization.ipynb #cell-2
 import warnings
@@ -163,6 +163,15 @@ def _without_leaked(
         warnings.warn(f"{len(leaked)} of {len(heldout)} held-out images are copies or near copies of training images "
                       f"({name_rows(leaked)}): they are left out of the calibration", stacklevel=3)
     return np.delete(heldout, leaked, 0), Neighbours(*(np.delete(a, leaked, 0) for a in control)), len(leaked)
+
+# %% ../../nbs/metrics/08_memorization.ipynb #e76525b9
+def fitting_cells(
+    n_cells:int,  # cells that are wanted
+    n_train:int,  # training samples, of which a cell should have ten
+    n_generated:int,  # generated samples, of which it should have forty
+) -> int:  # at least 1
+    "How many cells of the data-copying test two sets of this size allow."
+    return max(1, min(n_cells, n_train//10, n_generated//40))
 
 # %% ../../nbs/metrics/08_memorization.ipynb #ab7ed006
 def memorization(

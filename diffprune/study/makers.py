@@ -29,7 +29,7 @@ from ..features.embed import embed_images, load_backbone
 from ..metrics.bootstrap import draw, interval
 from ..metrics.evaluate import FeatureStats, Interval, ball_radii, feature_stats, measure, unmeasurable
 from ..metrics.frechet import FrechetDraws
-from ..metrics.memorization import memorization
+from ..metrics.memorization import fitting_cells, memorization
 from ..models.dit import dit_model
 from ..models.flow import SampleConfig, sample_latents
 from ..models.train import TrainConfig, Trainer, diffusion_loss, learning_rate, seeded
@@ -488,7 +488,7 @@ def make_memorization(stage, artifacts, folder, context):
     sets, rows = dict(full=train), {}
     if "subset" in artifacts: sets = dict(kept=train[artifacts["subset"].array("indices", mmap=False)], full=train)
     for name, X in sets.items():
-        n_cells = max(1, min(s["n_cells"], len(X)//10, len(generated)//40))
+        n_cells = fitting_cells(s["n_cells"], len(X), len(generated))
         how = dict(random_state=s["seed"], widen=True, device=_device(context), progress=context.progress)
         found = memorization(generated, heldout, X, s["alpha"], n_cells, **how)
         rows[name] = {m: _or_none(v) for m, v in dict(asdict(found), n_cells=n_cells).items()}
